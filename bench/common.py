@@ -1,0 +1,552 @@
+"""What all benchmarks share: processes, timing, tables.
+
+A contestant runs in a process of its own, so that its peak memory is its own, and all of them
+take turns, so that a slow minute of the machine is shared. Nothing here imports JAX or PyTorch at
+the start: the parent process only keeps the timetable.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import platform
+import re
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+Work = Callable[[], Float[np.ndarray, "..."]]
+"""Does the work once, to its end, and returns its result."""
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "neural-tangents", "numpy", "torch", "tenas_jax")
+TOLERANCE = 1e-4
+MIB = 2.0**20
+PLATFORM = "TENAS_BENCH_PLATFORM"  # tells the contestants' processes JAX's platform
+PREPARATION = 0.6  # of the time there is; the rest is for timed runs
+
+
+class SkipError(Exception):
+    """A contestant cannot take part; the message says why."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One way of doing the work.
+
+    Args:
+        name: as the tables call it.
+        build: prepares, in the contestant's own process, and returns the work; must be picklable.
+    """
+
+    name: str
+    build: Callable[[], Work]
+
+
+@dataclass
+class Outcome:
+    """How a contestant did.
+
+    Args:
+        name: of the contestant.
+        prepare_seconds: until the first result: imports, compilation, one run.
+        seconds: of each timed run.
+        error: relative difference of its result from the reference, in the Frobenius norm.
+        peak_mib: largest resident memory of its process, libraries included.
+        device_mib: largest memory on the accelerator; None on a CPU.
+        note: why it has no times; empty if it has.
+    """
+
+    name: str
+    prepare_seconds: float | None = None
+    seconds: list[float] = field(default_factory=list)
+    error: float | None = None
+    peak_mib: float | None = None
+    device_mib: float | None = None
+    note: str = ""
+
+    @property
+    def median(self) -> float | None:
+        """Median of the timed runs, in seconds."""
+        return statistics.median(self.seconds) if self.seconds else None
+
+
+def arguments(description: str | None, *, budget: float) -> argparse.ArgumentParser:
+    """The options that every benchmark has.
+
+    Args:
+        description: of the benchmark.
+        budget: default seconds for all of it.
+
+    Returns:
+        A parser, to which a benchmark adds its own.
+    """
+    parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
+    parser.add_argument("--budget", type=float, default=budget, help="seconds for all of it")
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each contestant")
+    parser.add_argument(
+        "--threads", type=int, help="CPU cores for everyone; 1 on a CPU, all beside a GPU"
+    )
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--original", type=Path, help="a clone of VITA-Group/TENAS, timed too")
+    return parser
+
+
+def prepare_environment(threads: int | None) -> dict[str, Any]:
+    """Gives this process and its children the same cores, and describes the machine.
+
+    Args:
+        threads: cores for each contestant; None: 1 on a CPU, all beside a GPU.
+
+    Returns:
+        Device, threads, versions.
+    """
+    device = call(describe_device)
+    cores = sorted(os.sched_getaffinity(0))
+    threads = threads or (1 if device["platform"] == "cpu" else len(cores))
+    os.sched_setaffinity(0, cores[:threads])
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ[PLATFORM] = device["platform"]
+    eigen = f"--xla_cpu_multi_thread_eigen={str(threads > 1).lower()}"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {eigen}".strip()
+    # A pool of compilers would outlive its contestant.
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+    # The contestants share one accelerator.
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    versions = {name: installed_version(name) for name in PACKAGES}
+    return {
+        **device,
+        "cpu": cpu_name(),
+        "threads": threads,
+        "cores": len(cores),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def describe_device() -> dict[str, Any]:
+    """JAX's default device."""
+    import jax
+
+    device = jax.devices()[0]
+    return {"platform": device.platform, "device": device.device_kind, "count": jax.device_count()}
+
+
+def cpu_name() -> str:
+    """The processor's name for itself.
+
+    Returns:
+        A name.
+    """
+    try:
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found[1] if found else platform.machine()
+
+
+def installed_version(name: str) -> str:
+    """Version of a distribution, or `not installed`.
+
+    Example:
+        >>> installed_version("no-such-distribution")
+        'not installed'
+    """
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def require(name: str) -> None:
+    """SkipError this contestant unless a distribution is installed.
+
+    Raises:
+        SkipError: it is not.
+    """
+    if installed_version(name) == "not installed":
+        raise SkipError(f"{name} not installed")
+
+
+def torch_device() -> Any:
+    """The device that PyTorch's contestants compute on, the same as JAX's.
+
+    Returns:
+        A `torch.device`.
+
+    Raises:
+        SkipError: JAX has a GPU, PyTorch has not.
+    """
+    import torch
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    # Condition numbers of thousands need all the bits; JAX's side computes with all of them, too.
+    torch.backends.cudnn.allow_tf32 = False
+    if os.environ[PLATFORM] == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise SkipError("this PyTorch has no CUDA")
+    return torch.device("cuda")
+
+
+def call(function: Callable[..., Any], *values: Any, timeout: float | None = None) -> Any:
+    """Calls a function in a fresh process.
+
+    Args:
+        function: importable, as its values.
+        values: its arguments.
+        timeout: seconds after which the process is killed.
+
+    Returns:
+        What the function returns.
+
+    Raises:
+        SkipError: the function failed, or took too long; in one line.
+    """
+    with Process(_call, function, values) as process:
+        return process.receive(timeout)
+
+
+class Process:
+    """A fresh Python process with a pipe to it; as a context, killed at the end.
+
+    What it sends is a pair: whether it succeeded, and the value or the reason.
+
+    Args:
+        target: what it runs, with the pipe's other end as first argument.
+        values: its other arguments.
+    """
+
+    def __init__(self, target: Callable[..., None], *values: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=target, args=(theirs, *values), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def __enter__(self) -> "Process":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.join()
+
+    def receive(self, timeout: float | None = None) -> Any:
+        """The next value.
+
+        Args:
+            timeout: seconds to wait.
+
+        Raises:
+            SkipError: it failed, died, or nothing came in time.
+        """
+        if not self.pipe.poll(None if timeout is None else max(timeout, 0.0)):
+            raise SkipError("out of time")
+        try:
+            succeeded, value = self.pipe.recv()
+        except EOFError:
+            self.process.join()
+            raise SkipError(f"died with exit code {self.process.exitcode}") from None
+        if not succeeded:
+            raise SkipError(value)
+        return value
+
+
+def _call(pipe: Connection, function: Callable[..., Any], values: Sequence[Any]) -> None:
+    try:
+        pipe.send((True, function(*values)))
+    except Exception as error:
+        pipe.send((False, _reason(error)))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, SkipError):
+        return str(error)
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def _compete(pipe: Connection, build: Callable[[], Work]) -> None:
+    """A contestant's process: the first result, then a time for every request."""
+    try:
+        work = build()
+        pipe.send((True, np.asarray(work())))
+        while pipe.recv() == "run":
+            start = time.perf_counter()
+            work()
+            pipe.send((True, time.perf_counter() - start))
+        pipe.send((True, (peak_mib(), device_mib())))
+    except Exception as error:
+        pipe.send((False, _reason(error)))
+
+
+def peak_mib() -> float:
+    """Largest resident memory of this process so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB
+
+
+def device_mib() -> float | None:
+    """Largest memory in use on this process's accelerator so far, in MiB; None without one."""
+    torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
+    if torch and torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return float(torch.cuda.max_memory_allocated() / MIB)
+    counters = (jax and jax.devices()[0].memory_stats()) or {}
+    return counters["peak_bytes_in_use"] / MIB if "peak_bytes_in_use" in counters else None
+
+
+def race(
+    contestants: Sequence[Contestant],
+    *,
+    deadline: float,
+    repeats: int,
+    tolerance: float | None = TOLERANCE,
+) -> list[Outcome]:
+    """Times contestants that take turns, after comparing their results with the first one's.
+
+    Args:
+        contestants: the first that gives a result is the reference.
+        deadline: of `time.monotonic`; no turn starts that would not end before it, the first of a
+            contestant's excepted.
+        repeats: timed runs of each.
+        tolerance: whose result differs by more is not timed; None: results are not compared.
+
+    Returns:
+        The outcomes, in the order of the contestants.
+    """
+    outcomes = [Outcome(contestant.name) for contestant in contestants]
+    running: dict[int, Process] = {}
+    reference: tuple[str, np.ndarray] | None = None
+    now = time.monotonic()
+    prepared = now + PREPARATION * (deadline - now)
+    try:
+        for i, (contestant, outcome) in enumerate(zip(contestants, outcomes, strict=True)):
+            start = time.monotonic()
+            process = running[i] = Process(_compete, contestant.build)
+            try:
+                result = process.receive(prepared - time.monotonic())
+                outcome.prepare_seconds = time.monotonic() - start
+                reference = reference or (contestant.name, result)
+                if tolerance is None:
+                    continue
+                outcome.error = relative_error(result, reference[1])
+                if not outcome.error <= tolerance:
+                    raise SkipError(
+                        f"not timed: differs from {reference[0]} by {outcome.error:.1e}"
+                    )
+            except SkipError as reason:
+                outcome.note = str(reason)
+                running.pop(i).__exit__()
+        _take_turns(running, outcomes, deadline, repeats)
+        return outcomes
+    finally:
+        for process in running.values():
+            process.__exit__()
+
+
+def _take_turns(
+    running: dict[int, Process], outcomes: Sequence[Outcome], deadline: float, repeats: int
+) -> None:
+    for _ in range(repeats):
+        for i in list(running):
+            outcome, process = outcomes[i], running[i]
+            if outcome.seconds and time.monotonic() + max(outcome.seconds) > deadline:
+                continue
+            try:
+                process.pipe.send("run")
+                outcome.seconds.append(process.receive(deadline - time.monotonic()))
+            except SkipError as reason:
+                outcome.note = str(reason)
+                running.pop(i).__exit__()
+    for i, process in running.items():
+        process.pipe.send("stop")
+        outcomes[i].peak_mib, outcomes[i].device_mib = process.receive(60)
+
+
+def relative_error(value: np.ndarray, reference: np.ndarray) -> float:
+    """Frobenius norm of the difference over that of the reference.
+
+    Example:
+        >>> relative_error(np.array([3.0, 4.5]), np.array([3.0, 4.0]))
+        0.1
+    """
+    reference = np.asarray(reference, np.float64)
+    return float(np.linalg.norm(value - reference) / np.linalg.norm(reference))
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table; floats with three digits, None as a dash.
+
+    Example:
+        >>> print(table(["name", "s"], [["a", 0.12345], ["b", None]]))
+        | name | s |
+        | --- | --- |
+        | a | 0.123 |
+        | b | - |
+    """
+    lines = [list(header), ["---"] * len(header)]
+    lines += [[_cell(value) for value in row] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+    return str(value)
+
+
+OUTCOME_HEADER = (
+    "contestant",
+    "median s",
+    "min - max s",
+    "speed-up",
+    "error",
+    "first result s",
+    "memory MiB",
+    "device MiB",
+    "note",
+)
+
+
+def outcome_rows(outcomes: Sequence[Outcome], baseline: str) -> list[list[Any]]:
+    """Rows of a table of outcomes, under `OUTCOME_HEADER`.
+
+    Args:
+        outcomes: of one race.
+        baseline: the contestant whose median is divided by each other's.
+
+    Returns:
+        A row for each outcome.
+    """
+    medians = {outcome.name: outcome.median for outcome in outcomes}
+    base = medians.get(baseline)
+    return [
+        [
+            outcome.name,
+            outcome.median,
+            spread(outcome.seconds),
+            base / outcome.median if base and outcome.median else None,
+            None if outcome.error is None else f"{outcome.error:.0e}",
+            outcome.prepare_seconds,
+            outcome.peak_mib,
+            outcome.device_mib,
+            outcome.note,
+        ]
+        for outcome in outcomes
+    ]
+
+
+def spread(seconds: Sequence[float]) -> str:
+    """Smallest and largest time.
+
+    Example:
+        >>> spread([0.5, 0.25, 0.3])
+        '0.25 - 0.5 (3)'
+    """
+    if not seconds:
+        return "-"
+    return f"{_cell(float(min(seconds)))} - {_cell(float(max(seconds)))} ({len(seconds)})"
+
+
+def write_results(
+    folder: Path,
+    name: str,
+    environment: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    text: str,
+) -> Path:
+    """Writes `name.json` and `name.md` into the device's folder, and prints the table.
+
+    Args:
+        folder: of all results.
+        name: of the benchmark.
+        environment: what `prepare_environment` returned.
+        results: JSON values.
+        text: Markdown.
+
+    Returns:
+        The device's folder.
+    """
+    folder = folder / slug(environment)
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"benchmark": name, "environment": environment, "results": results}
+    (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    about = f"# {name}\n\n{describe(environment)}\n\n{text}\n"
+    (folder / f"{name}.md").write_text(about)
+    print(about, flush=True)
+    return folder
+
+
+def describe(environment: Mapping[str, Any]) -> str:
+    """The environment in a sentence."""
+    versions = ", ".join(f"{name} {value}" for name, value in environment["versions"].items())
+    accelerator = "" if environment["platform"] == "cpu" else f"{environment['device']}, "
+    return (
+        f"{accelerator}{environment['cpu']}, {environment['threads']} of {environment['cores']} "
+        f"cores for everyone; Python {environment['python']}, {versions}."
+    )
+
+
+def slug(environment: Mapping[str, Any]) -> str:
+    """Name of the folder of a device's results.
+
+    Example:
+        >>> slug({"platform": "cpu", "device": "cpu", "cpu": "AMD EPYC 9R14", "threads": 2})
+        'amd-epyc-9r14-2-threads'
+    """
+    if environment["platform"] != "cpu":
+        words = str(environment["device"])
+    else:
+        threads = environment["threads"]
+        words = f"{environment['cpu']} {threads} thread{'s' * (threads > 1)}"
+    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+
+
+def plot_lines(
+    path: Path,
+    lines: Mapping[str, Mapping[int, Sequence[float]]],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+) -> None:
+    """A plot of medians with their spread on logarithmic axes; without matplotlib, nothing.
+
+    Args:
+        path: of the PNG.
+        lines: for each name the measurements at each x.
+        title: above the plot.
+        x_label: under the plot, with the unit.
+        y_label: beside the plot, with the unit.
+    """
+    if installed_version("matplotlib") == "not installed":
+        print(f"{path.name} not drawn: matplotlib not installed")
+        return
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot(xscale="log", yscale="log", title=title)
+    axes.set(xlabel=x_label, ylabel=y_label)
+    ticks = sorted({x for line in lines.values() for x in line})
+    for name, line in lines.items():
+        if not line:
+            continue
+        xs = sorted(line)
+        medians = np.array([statistics.median(line[x]) for x in xs])
+        low = medians - [min(line[x]) for x in xs]
+        high = [max(line[x]) for x in xs] - medians
+        axes.errorbar(xs, medians, [low, high], marker="o", capsize=3, label=name)
+    axes.set_xticks(ticks, [f"{x:g}" for x in ticks], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,304 @@
+"""One neural tangent kernel of a supernet, by this library and by what could be used instead.
+
+    python -m bench.ntk --space nas-bench-201 --batches 72 8 16 32
+
+Same weights, same images, same threads. A kernel that differs from the first contestant's by more
+than 1e-4 is not timed.
+"""
+
+import functools
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bench import common
+from bench.common import Contestant, Outcome, Work
+from tenas_jax.spaces import SPACES, get_space
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bench.pytorch_reference import Network
+
+BATCHES = {"nas-bench-201": (72, 8, 16, 32), "darts": (14, 24)}
+FUNC_CHUNK = 8  # the fastest of 1, 8, 72 on a CPU; all cotangents at once on a GPU
+NUM_CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What all contestants compute.
+
+    Args:
+        space: name of the search space; the full supernet is measured.
+        batch: number of images.
+        weights: file of the parameters, by path in our tree.
+        original: a clone of VITA-Group/TENAS.
+    """
+
+    space: str
+    batch: int
+    weights: Path
+    original: Path | None = None
+
+    def images(self) -> np.ndarray:
+        """Images [n, 32, 32, 3], normal like normalized ones."""
+        shape = (self.batch, 32, 32, 3)
+        return np.random.default_rng(self.batch).standard_normal(shape, np.float32)
+
+    def params(self) -> dict[str, np.ndarray]:
+        """The parameters, by path in our tree."""
+        return dict(np.load(self.weights))
+
+
+def write_weights(space: str, path: Path) -> None:
+    """Draws the weights of a supernet and writes them.
+
+    Args:
+        space: name of the search space.
+        path: of the file.
+    """
+    import jax
+    from flax.traverse_util import flatten_dict
+
+    from tenas_jax.layers import NHWC
+    from tenas_jax.supernet import NTK_NETWORKS
+
+    network = NTK_NETWORKS[space](NUM_CLASSES, NHWC, "pytorch")
+    images, mask = np.zeros((2, 32, 32, 3), np.float32), get_space(space).initial_mask()
+    params = jax.jit(network.init)(jax.random.key(0), images, mask)["params"]
+    np.savez(path, **flatten_dict(params, sep="/"))  # type: ignore[no-untyped-call]
+
+
+def jax_arguments(problem: Problem) -> tuple[Any, Any, Any]:
+    """Parameters, images and mask on JAX's device."""
+    import jax
+    from flax.traverse_util import unflatten_dict
+
+    params = unflatten_dict(problem.params(), sep="/")  # type: ignore[no-untyped-call]
+    mask = get_space(problem.space).initial_mask()
+    return jax.device_put((params, problem.images(), mask))  # type: ignore[no-any-return]
+
+
+def build_engine(problem: Problem, engine: str) -> Work:
+    """This library: `empirical_ntk` on the fast layout; the mask is an argument, as in a search."""
+    if engine == "neural-tangents":
+        common.require("neural-tangents")
+    import jax
+
+    from tenas_jax.batch_minor import BATCH_MINOR
+    from tenas_jax.ntk import empirical_ntk
+    from tenas_jax.supernet import NTK_NETWORKS
+
+    network = NTK_NETWORKS[problem.space](NUM_CLASSES, BATCH_MINOR, "pytorch")
+
+    @jax.jit
+    def kernel(params: Any, images: Any, mask: Any) -> Any:
+        def logits(params: Any, images: Any) -> Any:
+            return network.apply({"params": params}, images, mask)
+
+        return empirical_ntk(logits, params, images, engine=engine)
+
+    arguments = jax_arguments(problem)
+    return lambda: np.asarray(kernel(*arguments))
+
+
+def build_jacrev(problem: Problem) -> Work:
+    """What one would write first: `jax.jacrev` of Flax convolutions, NHWC."""
+    import jax
+    import jax.numpy as jnp
+    from flax.traverse_util import flatten_dict, unflatten_dict
+
+    from tenas_jax.layers import NHWC
+    from tenas_jax.supernet import NTK_NETWORKS
+
+    network = NTK_NETWORKS[problem.space](NUM_CLASSES, NHWC, "pytorch")
+    params, images, mask = jax_arguments(problem)
+    flat = flatten_dict(params)  # type: ignore[no-untyped-call]
+    biases = {path: value for path, value in flat.items() if path[-1] == "bias"}
+    weights = {path: value for path, value in flat.items() if path[-1] != "bias"}
+
+    @jax.jit
+    def kernel(weights: Any, images: Any, mask: Any) -> Any:
+        def summed_logits(weights: Any) -> Any:
+            params = unflatten_dict({**weights, **biases})  # type: ignore[no-untyped-call]
+            logits: Any = network.apply({"params": params}, images, mask)
+            return logits.sum(1)
+
+        rows = jax.tree.leaves(jax.jacrev(summed_logits)(weights))
+        jacobian = jnp.concatenate([row.reshape(len(images), -1) for row in rows], 1)
+        return jnp.matmul(jacobian, jacobian.T, precision="highest")
+
+    return lambda: np.asarray(kernel(weights, images, mask))
+
+
+def torch_arguments(problem: Problem) -> "tuple[Network, Tensor]":
+    """Our PyTorch network with the weights, and the images, on PyTorch's device."""
+    common.require("torch")
+    import torch
+
+    from bench import pytorch_reference as reference
+
+    space, device = get_space(problem.space), common.torch_device()
+    network = reference.NTK_NETWORKS[problem.space](space.initial_mask())
+    network.load_state_dict(reference.state_dict(space, problem.params()))
+    images = torch.from_numpy(problem.images()).permute(0, 3, 1, 2).contiguous()
+    return network.to(device).train(), images.to(device)
+
+
+def build_torch_loop(problem: Problem) -> Work:
+    """The original's loop over samples, written anew."""
+    from bench import pytorch_reference as reference
+
+    network, images = torch_arguments(problem)
+    return lambda: reference.ntk_loop(network, network, images).cpu().numpy()
+
+
+def build_torch_compile(problem: Problem) -> Work:
+    """The same loop over a network compiled by `torch.compile`."""
+    network, images = torch_arguments(problem)
+    import torch
+    import torch._functorch.config
+
+    from bench import pytorch_reference as reference
+
+    # The loop goes backward many times through one forward pass.
+    torch._functorch.config.donated_buffer = False
+    compiled = torch.compile(network)
+    return lambda: reference.ntk_loop(compiled, network, images).cpu().numpy()
+
+
+def build_torch_func(problem: Problem) -> Work:
+    """`torch.func`: `vjp` and `vmap`, in chunks."""
+    network, images = torch_arguments(problem)
+    from bench import pytorch_reference as reference
+
+    chunk = FUNC_CHUNK if images.device.type == "cpu" else problem.batch
+    return lambda: reference.ntk_func(network, images, chunk).cpu().numpy()
+
+
+def build_original(problem: Problem) -> Work:
+    """The original itself, `get_ntk_n` with its eigenvalues."""
+    common.require("torch")
+    from bench import original as tenas
+    from bench import pytorch_reference as reference
+
+    assert problem.original is not None
+    space, device = get_space(problem.space), common.torch_device()
+    original = tenas.Original(problem.original, device)
+    config = original.config(space, tenas.NTK_NETWORKS)
+    network = original.network(config, space.initial_mask())
+    tenas.load_weights(network, reference.state_dict(space, problem.params()))
+    _, images = torch_arguments(problem)
+
+    def work() -> np.ndarray:
+        original.condition_numbers([network], images)
+        return original.kernels[0].cpu().numpy()
+
+    return work
+
+
+CONTESTANTS: dict[str, Callable[[Problem], Work]] = {
+    "chunked": functools.partial(build_engine, engine="chunked"),
+    "neural-tangents": functools.partial(build_engine, engine="neural-tangents"),
+    "PyTorch loop": build_torch_loop,
+    "original": build_original,
+    "torch.func": build_torch_func,
+    "torch.compile": build_torch_compile,
+    "jacrev, NHWC": build_jacrev,
+}
+
+
+def baseline(problem: Problem) -> str:
+    """The contestant that speed-ups are relative to."""
+    return "original" if problem.original else "PyTorch loop"
+
+
+def compete(
+    problem: Problem, names: Sequence[str], *, deadline: float, repeats: int
+) -> list[Outcome]:
+    """The race for one batch size.
+
+    Args:
+        problem: what is computed.
+        names: of the contestants.
+        deadline: of `time.monotonic`.
+        repeats: timed runs of each.
+    """
+    contestants = [
+        Contestant(name, functools.partial(CONTESTANTS[name], problem)) for name in names
+    ]
+    return common.race(contestants, deadline=deadline, repeats=repeats)
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = common.arguments(__doc__, budget=600)
+    parser.add_argument("--space", choices=SPACES, default="nas-bench-201")
+    parser.add_argument("--batches", type=int, nargs="+", help="images, in the order of running")
+    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS)
+    options = parser.parse_args()
+    end = time.monotonic() + options.budget
+    environment = common.prepare_environment(options.threads)
+    batches = options.batches or BATCHES[options.space]
+    names = options.contestants or list(CONTESTANTS)
+    if options.original is None:
+        names = [name for name in names if name != "original"]
+
+    outcomes: dict[int, list[Outcome]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "weights.npz"
+        common.call(write_weights, options.space, weights)
+        for i, batch in enumerate(batches):
+            problem = Problem(options.space, batch, weights, options.original)
+            # Larger batches get more of the time that is left.
+            share = batch / sum(batches[i:])
+            deadline = time.monotonic() + share * (end - time.monotonic())
+            outcomes[batch] = compete(problem, names, deadline=deadline, repeats=options.repeats)
+    report(options.results, options.space, baseline(problem), environment, outcomes)
+
+
+def report(
+    folder: Path,
+    space: str,
+    base: str,
+    environment: dict[str, Any],
+    outcomes: dict[int, list[Outcome]],
+) -> None:
+    """Writes the results of all batch sizes.
+
+    Args:
+        folder: of all results.
+        space: name of the search space.
+        base: the contestant that speed-ups are relative to.
+        environment: of the run.
+        outcomes: by batch size.
+    """
+    sizes = sorted(outcomes)
+    rows = [[n, *row] for n in sizes for row in common.outcome_rows(outcomes[n], base)]
+    text = common.table(("images", *common.OUTCOME_HEADER), rows)
+    text += f"\n\nSpeed-up over {base}; error of the kernel against the first contestant."
+    results = [{"images": n, "outcomes": [vars(o) for o in outcomes[n]]} for n in sizes]
+    name = f"ntk-{space}"
+    place = common.write_results(folder, name, environment, results, text)
+    names = [outcome.name for outcome in outcomes[sizes[0]]]
+    lines = {
+        name: {n: o.seconds for n in sizes for o in outcomes[n] if o.name == name and o.seconds}
+        for name in names
+    }
+    common.plot_lines(
+        place / f"{name}.png",
+        lines,
+        title=f"One neural tangent kernel, {space} supernet",
+        x_label="images",
+        y_label="seconds",
+    )
+
+
+if __name__ == "__main__":
+    main()

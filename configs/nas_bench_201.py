@@ -1,0 +1,28 @@
+"""NAS-Bench-201 with the settings of the original code.
+
+Paper: W. Chen, X. Gong, Z. Wang, "Neural Architecture Search on ImageNet in Four GPU Hours",
+ICLR 2021, Table 1, mean of 4 searches: CIFAR-10 93.9 +- 0.47 %, CIFAR-100 71.24 +- 0.56 %,
+ImageNet16-120 42.38 +- 0.46 % test accuracy, in 1558 s on a GTX 1080 Ti.
+Command: `tenas search nas-bench-201 --data tfds:cifar10 --seed 0`
+Evaluations: 24 + 18 + 12 = 54 operators, 3 repeats each.
+
+The original code passes the name of an initializer that does not exist, so what it published was
+run with PyTorch's default initialization; so is this. Unlike the original, which shares one draw of
+kernel weights over all repeats of a round and draws region weights for each candidate, a repeat's
+weights are its own and shared by all candidates of the round.
+"""
+
+from tenas_jax.config import NTKConfig, RegionsConfig, SearchConfig
+
+CONFIG = SearchConfig(
+    space="nas-bench-201",
+    image_size=32,
+    padding=4,
+    num_classes=10,
+    repeats=3,
+    prune_number=1,
+    combination="sum",
+    decimals=3,
+    ntk=NTKConfig(batch_size=72, initializer="pytorch"),
+    regions=RegionsConfig(batch_size=1000, batches=3, patch_size=3, initializer="pytorch"),
+)

@@ -1,0 +1,13 @@
+"""Training-free neural architecture search (TE-NAS) in JAX."""
+
+from tenas_jax.errors import InputError
+from tenas_jax.linear_regions import count_linear_regions
+from tenas_jax.ntk import condition_number, empirical_ntk, ntk_condition_number
+
+__all__ = [
+    "InputError",
+    "condition_number",
+    "count_linear_regions",
+    "empirical_ntk",
+    "ntk_condition_number",
+]

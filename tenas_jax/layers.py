@@ -1,0 +1,302 @@
+"""Layers over a memory layout; the only place that knows NHWC from batch-minor.
+
+A `Layout` is a set of pure functions on arrays of images. The mathematics of operators, cells and
+networks is written once on top of them, so that the same network runs on `NHWC`, the plain form that
+every accelerator library is tuned for, or on `tenas_jax.batch_minor.BATCH_MINOR`, the fast form for
+the tiny channel counts of a supernet. Batch normalization always uses the statistics of the batch
+itself: a network at initialization has no others.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from tenas_jax.initializers import Initializer, get_initializer
+
+EPSILON = 1e-5  # of every batch normalization in the original
+# On GPUs and TPUs the default rounds the factors of a product to 10 or fewer bits; a condition number
+# of thousands needs them all.
+PRECISION = lax.Precision.HIGHEST
+
+
+class Layout(Protocol):
+    """What operators need from a memory layout. Images are `x`; kernels are HWIO."""
+
+    @property
+    def channel_axis(self) -> int:
+        """The axis of the channels."""
+
+    def from_nhwc(self, images: Float[Array, "n h w c"]) -> Float[Array, "..."]:
+        """Images in this layout."""
+
+    def per_sample(self, x: Array) -> Array:
+        """The values of each sample as a row: [n, h * w * c]."""
+
+    def conv(
+        self, x: Array, kernel: Array, *, stride: int, padding: int, dilation: int, groups: int
+    ) -> Array:
+        """Convolution without bias."""
+
+    def batch_norm(self, x: Array, scale: Array, bias: Array) -> Array:
+        """Normalization of each channel by its mean and variance over this batch."""
+
+    def conv_batch_norm(
+        self,
+        x: Array,
+        kernel: Array,
+        scale: Array,
+        bias: Array,
+        *,
+        stride: int,
+        padding: int,
+        groups: int,
+        active: Bool[Array, ""] | bool,
+    ) -> Array:
+        """`batch_norm(conv(x))`; where not `active`, scale and bias are zero and so is the result."""
+
+    def avg_pool(self, x: Array, *, stride: int) -> Array:
+        """3 x 3 average, padding 1, over the pixels inside the image."""
+
+    def max_pool(self, x: Array, *, stride: int) -> Array:
+        """3 x 3 maximum, padding 1."""
+
+    def halve(self, x: Array) -> Array:
+        """2 x 2 average, stride 2."""
+
+    def shift(self, x: Array) -> Array:
+        """The images moved one pixel up and left, zeros entering from below and right."""
+
+    def mean_pixel(self, x: Array) -> Float[Array, "n c"]:
+        """Global average pooling."""
+
+
+@dataclass(frozen=True)
+class ChannelsLast:
+    """NHWC, in terms of `jax.lax` alone: the reference for the fast layout, differentiated by JAX."""
+
+    channel_axis: int = -1
+
+    def from_nhwc(self, images: Array) -> Array:
+        return images
+
+    def per_sample(self, x: Array) -> Array:
+        return x.reshape(x.shape[0], -1)
+
+    def conv(
+        self, x: Array, kernel: Array, *, stride: int, padding: int, dilation: int, groups: int
+    ) -> Array:
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            (stride, stride),
+            ((padding, padding), (padding, padding)),
+            rhs_dilation=(dilation, dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+            precision=PRECISION,
+        )
+
+    def batch_norm(self, x: Array, scale: Array, bias: Array) -> Array:
+        mean = x.mean((0, 1, 2), keepdims=True)
+        variance = jnp.square(x - mean).mean((0, 1, 2), keepdims=True)
+        normalized = (x - mean) * lax.rsqrt(variance + EPSILON)
+        return normalized * scale[None, None, None] + bias[None, None, None]
+
+    def conv_batch_norm(
+        self,
+        x: Array,
+        kernel: Array,
+        scale: Array,
+        bias: Array,
+        *,
+        stride: int,
+        padding: int,
+        groups: int,
+        active: Bool[Array, ""] | bool,
+    ) -> Array:
+        del active  # zero scale and bias make the result zero
+        y = self.conv(x, kernel, stride=stride, padding=padding, dilation=1, groups=groups)
+        return self.batch_norm(y, scale, bias)
+
+    def avg_pool(self, x: Array, *, stride: int) -> Array:
+        pads = ((1, 1), (1, 1))
+        pooled = nn.avg_pool(x, (3, 3), (stride, stride), pads, count_include_pad=False)
+        return pooled.astype(x.dtype)  # Flax counts the pixels in float64 where that is enabled
+
+    def max_pool(self, x: Array, *, stride: int) -> Array:
+        return nn.max_pool(x, (3, 3), (stride, stride), ((1, 1), (1, 1)))
+
+    def halve(self, x: Array) -> Array:
+        return nn.avg_pool(x, (2, 2), (2, 2))
+
+    def shift(self, x: Array) -> Array:
+        return jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))[:, 1:, 1:]
+
+    def mean_pixel(self, x: Array) -> Array:
+        return x.mean((1, 2))
+
+
+NHWC = ChannelsLast()
+
+
+def per_channel(layout: Layout, values: Float[Array, "c"]) -> Array:
+    """Values of the channels, shaped to broadcast against images of a layout."""
+    axis = layout.channel_axis % 4
+    return values.reshape((1,) * axis + (-1,) + (1,) * (3 - axis))
+
+
+def subsample(layout: Layout, x: Array, stride: int) -> Array:
+    """Every `stride`-th pixel of every `stride`-th row."""
+    if stride == 1:
+        return x
+    height, width = (0, 2) if layout.channel_axis == 1 else (1, 2)
+    index = [slice(None)] * 4
+    index[height] = index[width] = slice(None, None, stride)
+    return x[tuple(index)]
+
+
+def spread(layout: Layout, x: Array, weight: Float[Array, "edge"]) -> Array:
+    """The images once for each edge, weighted; channels grouped by edge."""
+    # Not one broadcast product: its transpose, a sum over edges, is ten times as slow on a CPU.
+    return jnp.concatenate([weight[i] * x for i in range(weight.size)], layout.channel_axis)
+
+
+def join(layout: Layout, parts: Sequence[Array], edges: int) -> Array:
+    """Concatenation of channels that are grouped by edge, edge by edge."""
+    axis = layout.channel_axis % 4
+    grouped = [
+        part.reshape(*part.shape[:axis], edges, part.shape[axis] // edges, *part.shape[axis + 1 :])
+        for part in parts
+    ]
+    channels = jnp.concatenate(grouped, axis + 1)
+    return channels.reshape(*parts[0].shape[:axis], -1, *parts[0].shape[axis + 1 :])
+
+
+def stacked(initializer: Initializer) -> Initializer:
+    """Initializes each slice of the leading axis on its own: its fans are those of one slice."""
+
+    def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+        keys = jax.random.split(key, shape[0])
+        return jax.vmap(lambda k: initializer(k, shape[1:], dtype))(keys)
+
+    return init
+
+
+def side_by_side(kernel: Float[Array, "edge k k i o"]) -> Float[Array, "k k i edge*o"]:
+    """The kernels of parallel edges as one kernel whose output channels are grouped by edge."""
+    edges, height, width, inputs, outputs = kernel.shape
+    return kernel.transpose(1, 2, 3, 0, 4).reshape(height, width, inputs, edges * outputs)
+
+
+class Layer(nn.Module):
+    """What all layers with weights share.
+
+    A layer serves `edges` parallel edges of a cell at once, each with weights of its own: its kernel
+    has shape [edge, k, k, in, out] and the channels of its output are grouped by edge. The output of
+    several edges that leave one node is then a single, wider convolution. `edges=1` is the plain layer.
+
+    Args:
+        layout: memory layout of the images.
+        initializer: name of the kernels' initializer.
+        edges: number of parallel edges.
+    """
+
+    layout: Layout
+    initializer: str
+    edges: int = 1
+
+    def kernel(self, size: int, inputs: int, outputs: int, dtype: jnp.dtype) -> Array:
+        """The parameter `kernel` as one wide HWIO kernel."""
+        shape = (self.edges, size, size, inputs, outputs)
+        initializer = stacked(get_initializer(self.initializer))
+        return side_by_side(self.param("kernel", initializer, shape, dtype))
+
+    def affine(self, outputs: int, dtype: jnp.dtype) -> tuple[Array, Array]:
+        """The parameters `scale` and `bias` of a batch normalization, [edge, out]."""
+        shape = (self.edges, outputs)
+        scale = self.param("scale", nn.initializers.ones, shape, dtype)
+        return scale, self.param("bias", nn.initializers.zeros, shape, dtype)
+
+
+class DepthwiseConv(Layer):
+    """k x k convolution of each channel with a kernel of its own; input channels grouped by edge."""
+
+    kernel_size: int = 3
+    stride: int = 1
+    dilation: int = 1
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        channels = x.shape[self.layout.channel_axis]
+        return self.layout.conv(
+            x,
+            self.kernel(self.kernel_size, 1, channels // self.edges, x.dtype),
+            stride=self.stride,
+            padding=self.dilation * (self.kernel_size // 2),
+            dilation=self.dilation,
+            groups=channels,
+        )
+
+
+class PointwiseConv(Layer):
+    """1 x 1 convolution."""
+
+    features: int = 1
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.kernel(1, x.shape[self.layout.channel_axis], self.features, x.dtype)
+        return self.layout.conv(x, kernel, stride=1, padding=0, dilation=1, groups=1)
+
+
+class BatchNorm(Layer):
+    """Batch normalization by the statistics of the batch itself."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale, bias = self.affine(x.shape[self.layout.channel_axis], x.dtype)
+        return self.layout.batch_norm(x, scale.reshape(-1), bias.reshape(-1))
+
+
+class ConvBatchNorm(Layer):
+    """Convolution and batch normalization, weighted by edge.
+
+    Args:
+        features: output channels of each edge.
+        kernel_size: side of the kernel, which is padded to keep the image size.
+        stride: step of the kernel in both directions.
+        grouped: whether the input channels are grouped by edge too; otherwise all edges read them all.
+    """
+
+    features: int = 1
+    kernel_size: int = 1
+    stride: int = 1
+    grouped: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array, weight: Float[Array, "edge"] | None = None) -> Array:
+        groups = self.edges if self.grouped else 1
+        inputs = x.shape[self.layout.channel_axis] // groups
+        kernel = self.kernel(self.kernel_size, inputs, self.features, x.dtype)
+        scale, bias = self.affine(self.features, x.dtype)
+        active: Array | bool = True
+        if weight is not None:
+            # Scaling the result is scaling its affine parameters: it costs nothing per pixel.
+            scale, bias = weight[:, None] * scale, weight[:, None] * bias
+            active = (weight > 0).any()
+        return self.layout.conv_batch_norm(
+            x,
+            kernel,
+            scale.reshape(-1),
+            bias.reshape(-1),
+            stride=self.stride,
+            padding=self.kernel_size // 2,
+            groups=groups,
+            active=active,
+        )

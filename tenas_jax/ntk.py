@@ -1,0 +1,159 @@
+"""Trainability: the empirical neural tangent kernel at initialization and its condition number."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
+
+from tenas_jax import _neural_tangents
+from tenas_jax.errors import InputError
+from tenas_jax.layers import PRECISION
+
+ApplyFn = Callable[[PyTree, Any], Float[Array, "n classes"]]
+ENGINES = ("chunked", "neural-tangents")
+
+
+def is_weight(path: tuple[Any, ...]) -> bool:
+    """Whether a parameter is a weight, not a bias, by the last key of its path.
+
+    The original differentiates what has `weight` in its name: convolution kernels, scales of batch
+    normalizations and the classifier's kernel (`lib/procedures/ntk.py`, line 46).
+    """
+    return "bias" not in jax.tree_util.keystr(path[-1:])
+
+
+def empirical_ntk(
+    apply_fn: ApplyFn,
+    params: PyTree,
+    x: Any,
+    *,
+    engine: str = "chunked",
+    chunk_size: int | None = None,
+    select: Callable[[tuple[Any, ...]], bool] = is_weight,
+) -> Float[Array, "n n"]:
+    """Empirical NTK of the summed outputs: K = J J^T with J_i = d(sum_k f_k(x_i)) / d(params).
+
+    TE-NAS, equation 3, with the sum over classes of the original code. The samples of a batch may
+    interact, as they do in train-mode batch normalization: each row of J is a backward pass of the
+    whole batch.
+
+    Args:
+        apply_fn: maps `(params, x)` to the outputs [n, classes]; differentiable in reverse mode.
+        params: parameters, a pytree of floating-point arrays.
+        x: the batch, in whatever form `apply_fn` takes.
+        engine: `chunked` (vector-Jacobian products over chunks of cotangents) or `neural-tangents`
+            (its JACOBIAN_CONTRACTION: all cotangents at once).
+        chunk_size: cotangents per backward pass of the chunked engine. By default 1 on a CPU, where
+            more push the activations out of cache, and 8 elsewhere.
+        select: whether the parameter at a path takes part in the kernel; by default all but biases.
+
+    Returns:
+        The kernel [n, n], in the data type of the outputs.
+
+    Raises:
+        InputError: the engine is unknown, or no parameter is selected.
+
+    Example:
+        >>> x = jnp.array([[1.0, 0.0], [1.0, 2.0]])
+        >>> empirical_ntk(lambda p, x: x @ p["kernel"], {"kernel": jnp.ones((2, 3))}, x).tolist()
+        [[3.0, 3.0], [3.0, 15.0]]
+    """
+    if engine not in ENGINES:
+        raise InputError(f"unknown engine {engine!r}: choose one of {', '.join(ENGINES)}")
+    leaves, structure = jax.tree_util.tree_flatten_with_path(params)
+    selected = [leaf for path, leaf in leaves if select(path)]
+    if not selected:
+        raise InputError("no parameter is selected: the kernel needs at least one")
+
+    def outputs(selected: list[Array], x: Any) -> Float[Array, "n classes"]:
+        weights = iter(selected)
+        merged = [next(weights) if select(path) else leaf for path, leaf in leaves]
+        return apply_fn(jax.tree.unflatten(structure, merged), x)
+
+    if engine == "neural-tangents":
+        return _neural_tangents.empirical_ntk(outputs, selected, x)
+    jacobian = _jacobian(lambda weights: outputs(weights, x).sum(-1), selected, chunk_size)
+    return jnp.matmul(jacobian, jacobian.T, precision=PRECISION)
+
+
+def _jacobian(
+    f: Callable[[list[Array]], Float[Array, "n"]], weights: list[Array], chunk_size: int | None
+) -> Float[Array, "n weights"]:
+    values, pullback = jax.vjp(f, weights)
+
+    def row(cotangent: Float[Array, "n"]) -> Float[Array, "weights"]:
+        return ravel_pytree(pullback(cotangent))[0]
+
+    cotangents = jnp.eye(values.size, dtype=values.dtype)
+    chunk = min(chunk_size or default_chunk_size(), values.size)
+    return lax.map(row, cotangents, batch_size=None if chunk == 1 else chunk)
+
+
+def default_chunk_size() -> int:
+    """Cotangents per backward pass: on a CPU caches decide, elsewhere the number of launches."""
+    return 1 if jax.default_backend() == "cpu" else 8
+
+
+def condition_number(ntk: Float[Array, "n n"]) -> Float[Array, ""]:
+    """Condition number of a kernel, kappa = lambda_max / lambda_min (TE-NAS, equation 3).
+
+    Args:
+        ntk: a symmetric positive semi-definite matrix [n, n].
+
+    Returns:
+        A scalar of at least 1. Infinite where the kernel is singular to its precision, lambda_min <=
+        n eps lambda_max: there the quotient is noise, of either sign. NaN only where the kernel
+        itself is not finite.
+
+    Example:
+        >>> float(condition_number(jnp.diag(jnp.array([1.0, 4.0]))))
+        4.0
+        >>> float(condition_number(jnp.ones((2, 2))))
+        inf
+    """
+    finite = jnp.isfinite(ntk).all()
+    eigenvalues = jnp.linalg.eigvalsh(jnp.where(finite, ntk, jnp.eye(len(ntk), dtype=ntk.dtype)))
+    smallest, largest = eigenvalues[0], eigenvalues[-1]
+    singular = smallest <= len(ntk) * jnp.finfo(ntk.dtype).eps * largest
+    kappa = jnp.where(singular, jnp.inf, largest / jnp.where(singular, 1, smallest))
+    return jnp.where(finite, kappa, jnp.nan)
+
+
+def ntk_condition_number(
+    apply_fn: ApplyFn,
+    params: PyTree,
+    x: Any,
+    *,
+    engine: str = "chunked",
+    chunk_size: int | None = None,
+    select: Callable[[tuple[Any, ...]], bool] = is_weight,
+) -> Float[Array, ""]:
+    """Condition number of the empirical NTK of a model; lower is more trainable.
+
+    Args:
+        apply_fn: see `empirical_ntk`, like all arguments.
+        params: parameters.
+        x: the batch.
+        engine: how the kernel is computed.
+        chunk_size: cotangents per backward pass.
+        select: which parameters take part.
+
+    Returns:
+        A scalar; see `condition_number`.
+
+    Raises:
+        InputError: see `empirical_ntk`.
+
+    Example:
+        >>> x = jnp.array([[1.0, 0.0], [0.0, 2.0]])
+        >>> float(ntk_condition_number(lambda w, x: x @ w["kernel"], {"kernel": jnp.ones((2, 1))}, x))
+        4.0
+    """
+    kernel = empirical_ntk(
+        apply_fn, params, x, engine=engine, chunk_size=chunk_size, select=select
+    )
+    return condition_number(kernel)

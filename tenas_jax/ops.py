@@ -1,0 +1,216 @@
+"""Candidate operators. Each serves the parallel edges that leave one node of a cell.
+
+Called with images and one weight for each edge, an operator returns its weighted outputs with the
+channels grouped by edge; a weight of zero means that the operator is pruned there. All convolutions are
+without bias, all batch normalizations affine with epsilon 1e-5 (TE-NAS, section 2 of the original code's
+`cell_operations.py`).
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from tenas_jax.errors import InputError
+from tenas_jax.initializers import get_initializer
+from tenas_jax.layers import ConvBatchNorm, Layer, Layout, join, per_channel, side_by_side, spread, stacked, subsample
+
+PATTERNS = "patterns"  # the Flax collection into which activation patterns are sown
+
+
+def relu(module: nn.Module, layout: Layout, x: Array, active: Array | bool = True) -> Array:
+    """ReLU that sows its activation pattern, [n, neurons]; all zeros where it is not active.
+
+    Args:
+        module: the calling module, whose `patterns` collection takes the pattern if it is mutable.
+        layout: memory layout of `x`.
+        x: images.
+        active: whether an operator that reads the result is kept; broadcasts against `x`.
+    """
+    if module.is_mutable_collection(PATTERNS):
+        module.sow(PATTERNS, "relu", layout.per_sample((x > 0) & active))
+    return jax.nn.relu(x)
+
+
+class Op(nn.Module):
+    """A candidate operator.
+
+    Args:
+        features: output channels of each edge.
+        layout: memory layout of the images.
+        initializer: name of the kernels' initializer.
+        edges: number of parallel edges that read the same images.
+        stride: 1, or 2 to halve the images.
+    """
+
+    features: int
+    layout: Layout
+    initializer: str
+    edges: int = 1
+    stride: int = 1
+
+    def __call__(self, x: Array, weight: Float[Array, "edge"]) -> Array:
+        """Weighted outputs [.., edges * features, ..] of images [.., channels, ..]."""
+        raise NotImplementedError
+
+
+class Zero(Op):
+    """The operator `none`: no connection."""
+
+    def __call__(self, x: Array, weight: Float[Array, "edge"]) -> Array:
+        return jnp.zeros_like(spread(self.layout, subsample(self.layout, x, self.stride), weight))
+
+
+class SkipConnect(Op):
+    """Identity; with stride 2 a factorized reduction."""
+
+    @nn.compact
+    def __call__(self, x: Array, weight: Float[Array, "edge"]) -> Array:
+        if self.stride == 1:
+            return spread(self.layout, x, weight)
+        return FactorizedReduction(self.features, self.layout, self.initializer, self.edges)(x, weight)
+
+
+class FactorizedReduction(nn.Module):
+    """ReLU, two 1 x 1 convolutions of stride 2, the second one pixel further, batch normalization."""
+
+    features: int
+    layout: Layout
+    initializer: str
+    edges: int = 1
+
+    @nn.compact
+    def __call__(self, x: Array, weight: Float[Array, "edge"] | None = None) -> Array:
+        active = True if weight is None else (weight > 0).any()
+        x = relu(self, self.layout, x, active)
+        halves = []
+        for i, (features, shifted) in enumerate(
+            ((self.features // 2, x), (self.features - self.features // 2, self.layout.shift(x)))
+        ):
+            if features:
+                conv = ConvBatchNorm(
+                    self.layout,
+                    self.initializer,
+                    self.edges,
+                    features=features,
+                    stride=2,
+                    name=f"half_{i}",
+                )
+                halves.append(conv(shifted, weight))
+        return join(self.layout, halves, self.edges)
+
+
+class ReLUConvBatchNorm(Op):
+    """ReLU, k x k convolution, batch normalization."""
+
+    kernel_size: int = 3
+
+    @nn.compact
+    def __call__(self, x: Array, weight: Float[Array, "edge"] | None = None) -> Array:
+        active = True if weight is None else (weight > 0).any()
+        conv = ConvBatchNorm(
+            self.layout,
+            self.initializer,
+            self.edges,
+            features=self.features,
+            kernel_size=self.kernel_size,
+            stride=self.stride,
+            name="conv",
+        )
+        return conv(relu(self, self.layout, x, active), weight)
+
+
+class SeparableConvBatchNorm(Layer):
+    """Depthwise k x k and pointwise 1 x 1 convolution, batch normalization, weighted by edge.
+
+    Nothing stands between the two convolutions, so that they are one with the product of their kernels.
+    With few channels that is much cheaper than passing over the images twice.
+
+    Args:
+        features: output channels of each edge.
+        kernel_size: side of the depthwise kernel; the padding keeps the image size.
+        stride: step of the kernel in both directions.
+        dilation: distance between the pixels that the depthwise kernel reads.
+        grouped: whether the input channels are grouped by edge; otherwise all edges read them all.
+    """
+
+    features: int = 1
+    kernel_size: int = 3
+    stride: int = 1
+    dilation: int = 1
+    grouped: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array, weight: Float[Array, "edge"], active: Array | bool) -> Array:
+        groups = self.edges if self.grouped else 1
+        inputs = x.shape[self.layout.channel_axis] // groups
+        initializer = stacked(get_initializer(self.initializer))
+        size = self.kernel_size
+        depthwise = self.param("depthwise", initializer, (self.edges, size, size, 1, inputs), x.dtype)
+        pointwise = self.param("pointwise", initializer, (self.edges, 1, 1, inputs, self.features), x.dtype)
+        scale, bias = self.affine(self.features, x.dtype)
+        kernel = jnp.swapaxes(depthwise, 3, 4) * pointwise
+        return self.layout.conv_batch_norm(
+            x,
+            dilate_kernel(side_by_side(kernel), self.dilation),
+            (weight[:, None] * scale).reshape(-1),
+            (weight[:, None] * bias).reshape(-1),
+            stride=self.stride,
+            padding=self.dilation * (self.kernel_size // 2),
+            groups=groups,
+            active=active,
+        )
+
+
+def dilate_kernel(kernel, dilation):
+    pad = (0, 0, dilation - 1)
+    return lax.pad(kernel, jnp.zeros((), kernel.dtype), (pad, pad, (0, 0, 0), (0, 0, 0)))
+
+
+class SepConv(Op):
+    kernel_size: int = 3
+    dilation: int = 1
+    repeats: int = 1
+
+    @nn.compact
+    def __call__(self, x: Array, weight: Float[Array, "edge"]) -> Array:
+        kept = weight > 0
+        active = kept.any()
+        ones = jnp.ones_like(weight)
+        for i in range(self.repeats):
+            first, last = i == 0, i == self.repeats - 1
+            features = x.shape[self.layout.channel_axis] if not last else self.features
+            conv = SeparableConvBatchNorm(
+                self.layout, self.initializer, self.edges, features=features, kernel_size=self.kernel_size,
+                stride=self.stride if first else 1, dilation=self.dilation, grouped=not first, name=f"conv_{i}")
+            reads = active if first else per_channel(self.layout, jnp.repeat(kept, x.shape[self.layout.channel_axis]//self.edges))
+            x = conv(relu(self, self.layout, x, reads), weight if last else ones, active)
+        return x
+
+
+class Pool(Op):
+    """3 x 3 average or maximum."""
+
+    maximum: bool = False
+
+    def __call__(self, x: Array, weight: Float[Array, "edge"]) -> Array:
+        pool = self.layout.max_pool if self.maximum else self.layout.avg_pool
+        return spread(self.layout, pool(x, stride=self.stride), weight)
+
+
+OPS: dict[str, Callable[..., Op]] = {
+    "none": Zero,
+    "skip_connect": SkipConnect,
+    "nor_conv_1x1": partial(ReLUConvBatchNorm, kernel_size=1),
+    "nor_conv_3x3": partial(ReLUConvBatchNorm, kernel_size=3),
+    "sep_conv_3x3": partial(SepConv, kernel_size=3, repeats=2),
+    "sep_conv_5x5": partial(SepConv, kernel_size=5, repeats=2),
+    "dil_conv_3x3": partial(SepConv, kernel_size=3, dilation=2),
+    "dil_conv_5x5": partial(SepConv, kernel_size=5, dilation=2),
+    "avg_pool_3x3": Pool,
+    "max_pool_3x3": partial(Pool, maximum=True),
+}

@@ -1,0 +1,192 @@
+"""Measures rows `(key, mask)`: the bridge from networks and metrics to the search.
+
+A row is one supernet or candidate with one draw of weights and images. Rows with the same key share
+that draw (common random numbers), whatever their masks.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+
+from tenas_jax.batch_minor import BATCH_MINOR
+from tenas_jax.config import SearchConfig
+from tenas_jax.data import ImageSet
+from tenas_jax.linear_regions import count_linear_regions
+from tenas_jax.ntk import ntk_condition_number
+from tenas_jax.ops import PATTERNS
+from tenas_jax.sampling import sample_images, sample_patches
+from tenas_jax.search import Metric
+from tenas_jax.spaces import SearchSpace
+from tenas_jax.supernet import NTK_NETWORKS, REGION_NETWORKS
+
+Measure = Callable[[Key[Array, ""], Bool[Array, "cell edge op"], UInt8[Array, "n h w 3"]], "Measurement"]
+
+
+class Measurement(NamedTuple):
+    """What is measured of a row."""
+
+    ntk_condition: Float[Array, "*row"]
+    """kappa, lower is better; infinite where the kernel is singular."""
+    linear_regions: Int[Array, "*row"]
+    """Distinct activation patterns, higher is better."""
+
+
+METRICS = (Metric("kappa", -1), Metric("regions", +1))
+
+
+def make_measure(config: SearchConfig, space: SearchSpace, image_set: ImageSet) -> Measure:
+    """The pure function that measures one row.
+
+    Args:
+        config: what is measured.
+        space: the search space.
+        image_set: for its normalization; the images are an argument of the function.
+
+    Returns:
+        A function of a key, a mask [cell, edge, op] and the images.
+    """
+    ntk, regions = config.ntk, config.regions
+    network = NTK_NETWORKS[space.name](config.num_classes, BATCH_MINOR, ntk.initializer)
+    region_network = REGION_NETWORKS[space.name](BATCH_MINOR, regions.initializer)
+    normalization = {"mean": image_set.mean, "std": image_set.std}
+
+    def condition(key: Array, mask: Array, images: Array) -> Float[Array, ""]:
+        weights_key, images_key = jax.random.split(key)
+        x = sample_images(
+            images_key, images, ntk.batch_size, padding=config.padding, **normalization
+        )
+        params = network.init(weights_key, x[:2], mask)["params"]
+        return ntk_condition_number(
+            lambda params, x: network.apply({"params": params}, x, mask),
+            params,
+            x,
+            engine=ntk.engine,
+            chunk_size=ntk.chunk_size,
+        )
+
+    def count(key: Array, mask: Array, images: Array) -> Int[Array, ""]:
+        weights_key, patches_key = jax.random.split(key)
+        patches = sample_patches(
+            patches_key,
+            images,
+            regions.batches * regions.batch_size,
+            size=regions.patch_size,
+            **normalization,
+        )
+        params = region_network.init(weights_key, patches[:2], mask)["params"]
+
+        def patterns(batch: Array) -> Bool[Array, "n neurons"]:
+            _, sown = region_network.apply({"params": params}, batch, mask, mutable=[PATTERNS])
+            return jnp.concatenate(jax.tree.leaves(sown), 1)
+
+        batches = patches.reshape(regions.batches, regions.batch_size, *patches.shape[1:])
+        pooled = jax.lax.map(patterns, batches)
+        return count_linear_regions(pooled.reshape(-1, pooled.shape[-1]))
+
+    def measure(key: Array, mask: Array, images: Array) -> Measurement:
+        ntk_key, regions_key = jax.random.split(key)
+        return Measurement(condition(ntk_key, mask, images), count(regions_key, mask, images))
+
+    return measure
+
+
+class SupernetScorer:
+    """Measures rows on all devices, with one compilation; the scorer of a search.
+
+    Args:
+        measure: measures one row.
+        space: the search space.
+        images: all images, uint8 [n, h, w, 3].
+        devices: rows are shared among them.
+        rows_per_device: rows that a device measures in one call, one after the other; by default 1
+            on a CPU, where a row takes seconds, and 16 elsewhere.
+    """
+
+    metrics = METRICS
+
+    def __init__(
+        self,
+        measure: Measure,
+        space: SearchSpace,
+        images: UInt8[np.ndarray, "n h w 3"],
+        devices: Sequence[jax.Device],
+        rows_per_device: int | None = None,
+    ) -> None:
+        self.space = space
+        self.batch_rows = len(devices) * (rows_per_device or _default_rows(devices[0]))
+        self.compile_seconds = 0.0
+        mesh = Mesh(np.array(devices), ("row",))
+        self._row_sharding = NamedSharding(mesh, PartitionSpec("row"))
+        self._images = jax.device_put(images, NamedSharding(mesh, PartitionSpec()))
+        rows = PartitionSpec("row")
+        # One row after the other on each device: a row's result cannot depend on its neighbors, and
+        # `lax.cond` skips what the row has pruned.
+        self._measure = jax.jit(
+            jax.shard_map(
+                lambda keys, masks, images: jax.lax.map(
+                    lambda row: measure(*row, images), (keys, masks)
+                ),
+                mesh=mesh,
+                in_specs=(rows, rows, PartitionSpec()),
+                out_specs=rows,
+                check_vma=False,
+            )
+        )
+
+    def compile(self) -> None:
+        """Compile for the one shape there is; `compile_seconds` tells how long it took."""
+        start = time.perf_counter()
+        keys = jax.random.split(jax.random.key(0), self.batch_rows)
+        masks = np.zeros((self.batch_rows, *self.space.shape), bool)
+        self._measure = self._measure.lower(*self._placed(keys, masks), self._images).compile()
+        self.compile_seconds = time.perf_counter() - start
+
+    def __call__(
+        self, keys: Key[Array, " row"], masks: Bool[np.ndarray, "row cell edge op"]
+    ) -> Float[np.ndarray, "row metric"]:
+        """Measure `batch_rows` rows.
+
+        Args:
+            keys: of the weights and images of each row.
+            masks: the operators kept.
+
+        Returns:
+            A column for each of `metrics`, float64 [row, metric].
+        """
+        measured = self._measure(*self._placed(keys, masks), self._images)
+        return np.stack([np.asarray(column, np.float64) for column in measured], 1)
+
+    def _placed(self, keys: Array, masks: np.ndarray) -> tuple[Array, Array]:
+        return jax.device_put((keys, masks), self._row_sharding)
+
+
+def _default_rows(device: jax.Device) -> int:
+    return 1 if device.platform == "cpu" else 16
+
+
+def make_scorer(
+    config: SearchConfig,
+    space: SearchSpace,
+    image_set: ImageSet,
+    devices: Sequence[jax.Device],
+) -> SupernetScorer:
+    """The scorer of a search.
+
+    Args:
+        config: what is measured.
+        space: the search space.
+        image_set: the images.
+        devices: rows are shared among them.
+
+    Returns:
+        A scorer, not yet compiled.
+    """
+    measure = make_measure(config, space, image_set)
+    return SupernetScorer(measure, space, image_set.images, devices)

@@ -1,0 +1,234 @@
+"""Supernets: macro networks whose cells take a traced mask of the operators kept.
+
+An edge's weights are `mask / max(number kept, 1)`, which is the original's softmax over 0 (kept) and
+-1000 (pruned); an edge with everything pruned contributes zero.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from tenas_jax.initializers import get_initializer
+from tenas_jax.layers import PRECISION, BatchNorm, ConvBatchNorm, Layout, PointwiseConv
+from tenas_jax.ops import OPS, ReLUConvBatchNorm, relu
+from tenas_jax.spaces import DARTS, NAS_BENCH_201, SearchSpace
+
+
+def edge_weights(mask: Bool[Array, "edge op"], dtype: jnp.dtype) -> Float[Array, "edge op"]:
+    """Weight of each operator: one over the number kept on its edge, zero where pruned.
+
+    Example:
+        >>> edge_weights(jnp.array([[True, True], [False, False]]), jnp.float32).tolist()
+        [[0.5, 0.5], [0.0, 0.0]]
+    """
+    return mask.astype(dtype) / jnp.maximum(mask.sum(-1, keepdims=True), 1).astype(dtype)
+
+
+class Cell(nn.Module):
+    """A cell with all operators of a space on all edges.
+
+    All edges that leave a node are computed at once: an operator's weights for them are stacked.
+
+    Args:
+        space: the search space.
+        features: channels of each node.
+        layout: memory layout of the images.
+        initializer: name of the kernels' initializer.
+        stride: of the edges that leave the cell's inputs.
+    """
+
+    space: SearchSpace
+    features: int
+    layout: Layout
+    initializer: str
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, inputs: Sequence[Array], mask: Bool[Array, "edge op"]) -> list[Array]:
+        """The values of all nodes, the inputs first."""
+        weights = edge_weights(mask, inputs[0].dtype)
+        nodes = dict(enumerate(inputs))
+        for node in range(self.space.num_nodes - 1):
+            edges = self.space.outgoing(node)
+            stride = self.stride if node < self.space.input_nodes else 1
+            outputs = sum(
+                OPS[name](
+                    self.features,
+                    self.layout,
+                    self.initializer,
+                    len(edges),
+                    stride,
+                    name=f"node_{node}_{name}",
+                )(nodes[node], weights[jnp.array(edges), i])
+                for i, name in enumerate(self.space.ops)
+            )
+            for edge, output in zip(
+                edges, jnp.split(outputs, len(edges), self.layout.channel_axis), strict=True
+            ):
+                target = self.space.edges[edge][1]
+                nodes[target] = nodes[target] + output if target in nodes else output
+        return [nodes[node] for node in range(self.space.num_nodes)]
+
+
+class ResidualBlock(nn.Module):
+    """NAS-Bench-201's block between stages: twice the channels, half the size."""
+
+    features: int
+    layout: Layout
+    initializer: str
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        common = (self.features, self.layout, self.initializer)
+        y = ReLUConvBatchNorm(*common, stride=2, name="conv_a")(x)
+        y = ReLUConvBatchNorm(*common, name="conv_b")(y)
+        shortcut = PointwiseConv(self.layout, self.initializer, features=self.features, name="shortcut")
+        return shortcut(self.layout.halve(x)) + y
+
+
+def classifier(num_classes: int, initializer: str) -> nn.Dense:
+    """The linear layer at the end of a network; its bias, zero here, is not part of the kernel."""
+    kernel = get_initializer(initializer)
+    return nn.Dense(num_classes, kernel_init=kernel, precision=PRECISION, name="classifier")
+
+
+class NASBench201Supernet(nn.Module):
+    """The macro network of NAS-Bench-201 (Dong and Yang, 2020) over supernet cells.
+
+    Args:
+        channels: of the first stage; the second and third have twice and four times as many.
+        cells: cells in each of the three stages.
+        num_classes: outputs of the classifier.
+        layout: memory layout of the images.
+        initializer: name of the kernels' initializer.
+    """
+
+    channels: int
+    cells: int
+    num_classes: int
+    layout: Layout
+    initializer: str
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "n h w c"], mask: Bool[Array, "cell edge op"]
+    ) -> Float[Array, "n classes"]:
+        """Logits of the images."""
+        layout, initializer = self.layout, self.initializer
+        x = layout.from_nhwc(images)
+        x = ConvBatchNorm(
+            layout, initializer, features=self.channels, kernel_size=3, name="stem"
+        )(x)
+        for stage in range(3):
+            features = self.channels * 2**stage
+            if stage > 0:
+                x = ResidualBlock(features, layout, initializer, name=f"block_{stage}")(x)
+            for i in range(self.cells):
+                cell = Cell(
+                    NAS_BENCH_201, features, layout, initializer, name=f"cell_{stage}_{i}"
+                )
+                x = cell([x], mask[0])[-1]
+        x = relu(self, layout, BatchNorm(layout, initializer, name="norm")(x))
+        return classifier(self.num_classes, initializer)(layout.mean_pixel(x))
+
+
+class NASBench201Regions(nn.Module):
+    """The region network of NAS-Bench-201: one cell without stem, batch normalization, ReLU.
+
+    Its result is what its ReLUs sow into the collection `patterns`.
+    """
+
+    channels: int
+    layout: Layout
+    initializer: str
+
+    @nn.compact
+    def __call__(
+        self, patches: Float[Array, "n h w channels"], mask: Bool[Array, "cell edge op"]
+    ) -> Array:
+        """The last activations, as images of the layout."""
+        layout, initializer = self.layout, self.initializer
+        x = layout.from_nhwc(patches)
+        cell = Cell(NAS_BENCH_201, self.channels, layout, initializer, name="cell")
+        x = cell([x], mask[0])[-1]
+        return relu(self, layout, BatchNorm(layout, initializer, name="norm")(x))
+
+
+class NASNetCells(nn.Module):
+    """The cells of NASNet (Zoph et al., 2018): each reads the outputs of the two before it.
+
+    A reduction cell has twice the channels and half the size of the cells before it.
+    """
+
+    channels: int
+    layout: Layout
+    initializer: str
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Bool[Array, "cell edge op"]) -> Array:
+        """The concatenated intermediate nodes of the last cell."""
+        layout, initializer = self.layout, self.initializer
+        previous = (x, x)
+        features = self.channels
+        for i, cell_type in enumerate(DARTS.cell_types):
+            stride = 1
+            if cell_type == "reduce":
+                features, stride = 2 * features, 2
+            inputs = [
+                ReLUConvBatchNorm(
+                    features, layout, initializer, kernel_size=1, name=f"preprocess_{cell_type}_{j}"
+                )(previous[j])
+                for j in range(2)
+            ]
+            cell = Cell(DARTS, features, layout, initializer, stride, name=f"cell_{cell_type}")
+            nodes = cell(inputs, mask[i])
+            y = jnp.concatenate(nodes[DARTS.input_nodes :], layout.channel_axis)
+            previous = (previous[1], y)
+        return previous[1]
+
+
+class DARTSSupernet(nn.Module):
+    channels: int
+    num_classes: int
+    layout: Layout
+    initializer: str
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "n h w c"], mask: Bool[Array, "cell edge op"]
+    ) -> Float[Array, "n classes"]:
+        """Logits of the images."""
+        layout, initializer = self.layout, self.initializer
+        x = ConvBatchNorm(
+            layout, initializer, features=self.channels, kernel_size=3, name="stem"
+        )(layout.from_nhwc(images))
+        x = NASNetCells(self.channels, layout, initializer, name="cells")(x, mask)
+        x = relu(self, layout, BatchNorm(layout, initializer, name="norm")(x))
+        return classifier(self.num_classes, initializer)(layout.mean_pixel(x))
+
+
+class DARTSRegions(nn.Module):
+    channels: int
+    layout: Layout
+    initializer: str
+
+    @nn.compact
+    def __call__(
+        self, patches: Float[Array, "n h w channels"], mask: Bool[Array, "cell edge op"]
+    ) -> Array:
+        layout, initializer = self.layout, self.initializer
+        x = NASNetCells(self.channels, layout, initializer, name="cells")(layout.from_nhwc(patches), mask)
+        return relu(self, layout, BatchNorm(layout, initializer, name="norm")(x))
+
+
+# By name of the space, with the paper's channel counts; called with the classes (kernel only), the
+# layout and the initializer.
+NTK_NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "nas-bench-201": partial(NASBench201Supernet, 3, 1),
+}
+REGION_NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "nas-bench-201": partial(NASBench201Regions, 1),
+}

@@ -1,0 +1,264 @@
+"""The files of a search: which search it is, the trace of its measurements, its result.
+
+Every file is whole at any moment, but for the last line of a trace, which a kill may tear.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from tenas_jax.config import SearchConfig, differences
+from tenas_jax.errors import InputError
+
+
+@contextmanager
+def file_errors(path: Path) -> Iterator[None]:
+    """Turn what the operating system says about a path into one line for the user.
+
+    Args:
+        path: what is read or written in the context.
+
+    Raises:
+        InputError: an OSError occurred.
+
+    Example:
+        >>> with file_errors(Path("/nowhere")):
+        ...     _ = Path("/nowhere").read_text()
+        Traceback (most recent call last):
+        ...
+        tenas_jax.errors.InputError: cannot use /nowhere: No such file or directory
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot use {path}: {error.strerror}") from error
+
+
+def open_workdir(workdir: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
+    """Make a work directory with an empty trace, or make sure that it holds this search.
+
+    Args:
+        workdir: the directory; made if there is none.
+        settings: what `config.json` is to hold: `preset`, `data_fingerprint` and `config`.
+        resume: whether the directory must hold a search already.
+
+    Raises:
+        InputError: it holds another search, holds one and `resume` is false, holds none and it is
+            true, or cannot be written.
+    """
+    config, trace = workdir / "config.json", workdir / "trace.jsonl"
+    with file_errors(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        if resume and not (config.exists() and trace.exists()):
+            raise InputError(f"{workdir} holds no search to go on with: leave out --resume")
+        # Without a measurement nothing is lost by starting again.
+        started = trace.exists() and trace.stat().st_size > 0
+        started |= (workdir / "result.json").exists()
+    if started or resume:
+        _require_same(config, settings)
+    if started and not resume:
+        raise InputError(
+            f"{workdir} already holds this search: go on with --resume or choose another --workdir"
+        )
+    if not started:
+        write_json(config, settings)
+        with file_errors(trace):
+            trace.touch()
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a file whole or not at all.
+
+    Args:
+        path: the file, which is replaced if it exists.
+        value: JSON values; numbers are finite.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    unfinished = path.with_name(path.name + ".part")
+    with file_errors(path):
+        try:
+            with open(unfinished, "w") as file:
+                json.dump(value, file, indent=1, allow_nan=False)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """Read a file that `write_json` wrote.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its value.
+
+    Raises:
+        InputError: the file cannot be read or is not JSON.
+    """
+    with file_errors(path):
+        text = path.read_text()
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise InputError(f"{path} is damaged: start again in another --workdir") from None
+
+
+def json_numbers(values: Float[np.ndarray, " value"]) -> list[float | str]:
+    """Numbers as JSON values; JSON has no infinity, so those that are not finite become strings.
+
+    Args:
+        values: numbers.
+
+    Returns:
+        Values from which `float` makes the same numbers.
+
+    Example:
+        >>> json_numbers(np.array([0.5, np.inf]))
+        [0.5, 'inf']
+    """
+    return [value if math.isfinite(value) else str(value) for value in values.tolist()]
+
+
+class Trace:
+    """The measurements of earlier processes, to be taken in order, and a file that only grows.
+
+    Args:
+        path: an existing file; a last line that is torn is cut off it.
+        metrics: names of the numbers in a line; its other values say what was measured.
+
+    Raises:
+        InputError: a line other than the last is damaged, or the file cannot be used.
+    """
+
+    def __init__(self, path: Path, metrics: Sequence[str]) -> None:
+        self._path, self._metrics = path, metrics
+        self._recorded = _read_lines(path)
+        self._taken = 0
+
+    @property
+    def recorded(self) -> int:
+        """Number of measurements of earlier processes."""
+        return len(self._recorded)
+
+    def take(self, identities: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+        """The recorded measurements of the first of these rows, as many as there are.
+
+        Args:
+            identities: for each row what was measured.
+
+        Returns:
+            For each row taken its numbers, shape (rows, metrics).
+
+        Raises:
+            InputError: a record is of another row.
+        """
+        values = []
+        for identity in identities[: len(self._recorded) - self._taken]:
+            record = dict(self._recorded[self._taken])
+            try:
+                numbers = [float(record.pop(name)) for name in self._metrics]
+            except (KeyError, TypeError, ValueError):
+                raise self._foreign_line() from None
+            if record != identity:
+                raise self._foreign_line()
+            values.append(numbers)
+            self._taken += 1
+        return values
+
+    def append(
+        self, identities: Sequence[Mapping[str, Any]], values: Float[np.ndarray, "row metric"]
+    ) -> None:
+        """Write measurements; when this returns they are on the disk.
+
+        Args:
+            identities: for each row what was measured.
+            values: its numbers, shape (rows, metrics).
+
+        Raises:
+            InputError: they cannot be written; the file is then as it was before.
+        """
+        lines = [
+            json.dumps({**identity, **dict(zip(self._metrics, json_numbers(row), strict=True))})
+            for identity, row in zip(identities, values, strict=True)
+        ]
+        with file_errors(self._path):
+            size = self._path.stat().st_size
+            try:
+                with open(self._path, "ab") as file:
+                    file.write("".join(line + "\n" for line in lines).encode())
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError:
+                # After closing, which writes what is left in the buffer.
+                os.truncate(self._path, size)
+                raise
+
+    def require_end(self) -> None:
+        """Make sure that every recorded measurement was taken.
+
+        Raises:
+            InputError: there are more.
+        """
+        if self._taken < len(self._recorded):
+            raise self._foreign_line()
+
+    def _foreign_line(self) -> InputError:
+        return InputError(
+            f"{self._path}, line {self._taken + 1} is not the measurement that this search makes "
+            "there: start again in another --workdir"
+        )
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = []
+    with file_errors(path):
+        with open(path, "rb") as file:
+            lines = file.readlines()
+        for number, line in enumerate(lines, start=1):
+            record = _parse(line)
+            if record is not None:
+                records.append(record)
+            elif number == len(lines):
+                os.truncate(path, sum(map(len, lines[:-1])))
+            else:
+                raise InputError(
+                    f"{path}, line {number} is damaged: start again in another --workdir"
+                )
+    return records
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and line.endswith(b"\n") else None
+
+
+def _require_same(path: Path, settings: Mapping[str, Any]) -> None:
+    stored = read_json(path)
+    try:
+        names = [name for name in ("preset", "data_fingerprint") if stored[name] != settings[name]]
+        theirs = SearchConfig.from_dict(stored["config"])
+    except (KeyError, TypeError, InputError):
+        raise InputError(
+            f"{path} is of another version: start again in another --workdir"
+        ) from None
+    names += differences(theirs, SearchConfig.from_dict(settings["config"]))
+    if names:
+        raise InputError(
+            f"{path.parent} holds a search that differs in {', '.join(names)}: "
+            "give the same values or choose another --workdir"
+        )

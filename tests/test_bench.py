@@ -1,0 +1,194 @@
+"""The benchmarks' own machinery, and the PyTorch reference against our networks."""
+
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from bench import common
+from tenas_jax.layers import NHWC
+from tenas_jax.ntk import empirical_ntk
+from tenas_jax.spaces import SPACES, get_space
+from tenas_jax.supernet import NTK_NETWORKS
+
+ENVIRONMENT = {
+    "platform": "cpu",
+    "device": "cpu",
+    "cpu": "Some CPU",
+    "threads": 1,
+    "cores": 2,
+    "python": "3.11",
+    "versions": {"jax": "1"},
+}
+
+
+@pytest.fixture(scope="module")
+def reference() -> ModuleType:
+    pytest.importorskip("torch")
+    from bench import pytorch_reference
+
+    return pytorch_reference
+
+
+def thinned_mask(space_name: str) -> np.ndarray:
+    """About half of the operators, one of them on every edge, `none` nowhere."""
+    space = get_space(space_name)
+    mask = space.initial_mask() & (np.random.default_rng(1).random(space.shape) < 0.4)
+    mask[..., 1] |= ~mask.any(-1)
+    return mask
+
+
+@pytest.mark.parametrize("space_name", SPACES)
+def test_pytorch_reference_has_our_kernel(reference: ModuleType, space_name: str) -> None:
+    import torch
+
+    space, mask = get_space(space_name), thinned_mask(space_name)
+    network = NTK_NETWORKS[space_name](10, NHWC, "pytorch")
+    generator = np.random.default_rng(0)
+    images = generator.standard_normal((3, 8, 8, 3), np.float32)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), images, mask)["params"]
+    params = jax.tree.map(
+        lambda leaf: generator.uniform(-1, 1, leaf.shape).astype(np.float32), shapes
+    )
+
+    theirs = reference.NTK_NETWORKS[space_name](mask)
+    theirs.load_state_dict(reference.state_dict(space, flatten_dict(params, sep="/")))
+    torch_images = torch.from_numpy(images).permute(0, 3, 1, 2)
+    loop = reference.ntk_loop(theirs, theirs, torch_images).numpy()
+    func = reference.ntk_func(theirs, torch_images, chunk_size=2).numpy()
+
+    @jax.jit
+    def ours(params: Any) -> Any:
+        def logits(params: Any, images: Any) -> Any:
+            return network.apply({"params": params}, images, mask)
+
+        return empirical_ntk(logits, params, images)
+
+    assert common.relative_error(loop, np.asarray(ours(params))) < 1e-4
+    assert common.relative_error(func, loop) < 1e-5
+
+
+@pytest.mark.parametrize(("space", "short"), [("nas-bench-201", "nas201"), ("darts", "darts")])
+def test_pytorch_reference_has_the_golden_values(
+    reference: ModuleType, golden: Path, space: str, short: str
+) -> None:
+    import torch
+
+    alphas = np.load(golden / f"{short}_alphas.npz")
+    cells = range(len(get_space(space).cell_types))
+    mask = np.stack([alphas[f"half_ct{i}"] == 0 for i in cells])
+    inputs = np.load(golden / "inputs.npz")
+
+    def load(network: Any, name: str) -> Any:
+        found = np.load(golden / f"{short}_{name}_weights_default_seed0.npz")
+        weights = {key.replace("._ops", ""): torch.from_numpy(found[key]) for key in found}
+        # The region network's stem is never used, and of another shape in the original.
+        network.load_state_dict(
+            {key: weights.get(key, value) for key, value in network.state_dict().items()}
+            if name == "ntk"
+            else {
+                key: value if key.startswith("stem") else weights[key]
+                for key, value in network.state_dict().items()
+            }
+        )
+        return network
+
+    network = load(reference.NTK_NETWORKS[space](mask), "ntk")
+    images = torch.from_numpy(inputs["ntk_input_0"])
+    expected = np.load(golden / f"{short}_ntk_half_default_seed0.npz")
+    logits = network(images).detach().numpy()
+    assert common.relative_error(logits, expected["logits_f32"]) < 1e-5
+    kernel = reference.ntk_loop(network, network, images).numpy()
+    assert common.relative_error(kernel, expected["ntk_f32"]) < 1e-5
+
+    regions = load(reference.REGION_NETWORKS[space](mask), "lr")
+    patches = [torch.from_numpy(inputs["lr_input_0"])]
+    patterns = reference.activation_patterns(regions, patches)
+    counted = np.load(golden / f"{short}_lr_half_default_seed0.npz")
+    assert patterns.shape[1] == counted["n_neuron"]
+    assert len(np.unique(patterns.numpy(), axis=0)) == counted["n_unique_f32"]
+    assert reference.count_regions(patterns) == pytest.approx(counted["n_unique_f32"], rel=1e-5)
+
+
+def slow_sum(seconds: float, value: float) -> Callable[[], np.ndarray]:
+    def work() -> np.ndarray:
+        time.sleep(seconds)
+        return np.array([value, 1.0])
+
+    return work
+
+
+def missing() -> Callable[[], np.ndarray]:
+    common.require("no-such-distribution")
+    raise AssertionError("not skipped")
+
+
+def test_race_times_compares_and_skips() -> None:
+    contestants = [
+        common.Contestant("slow", partial(slow_sum, 0.03, 2.0)),
+        common.Contestant("fast", partial(slow_sum, 0.0, 2.0 + 1e-6)),
+        common.Contestant("wrong", partial(slow_sum, 0.0, 2.1)),
+        common.Contestant("absent", missing),
+    ]
+    outcomes = common.race(contestants, deadline=time.monotonic() + 60, repeats=3)
+    slow, fast, wrong, absent = outcomes
+    assert [len(outcome.seconds) for outcome in outcomes] == [3, 3, 0, 0]
+    assert min(slow.seconds) >= 0.03
+    assert slow.median is not None and fast.median is not None
+    assert 0 < fast.median < slow.median
+    assert fast.error == pytest.approx(1e-6 / np.sqrt(5), rel=1e-3)
+    assert fast.peak_mib is not None and 10 < fast.peak_mib < 10_000
+    assert wrong.note == "not timed: differs from slow by 4.5e-02"
+    assert absent.note == "no-such-distribution not installed"
+
+
+def test_race_ends_at_its_deadline() -> None:
+    contestants = [
+        common.Contestant("endless", partial(slow_sum, 1e4, 1.0)),
+        common.Contestant("late", partial(slow_sum, 0.0, 1.0)),
+    ]
+    start = time.monotonic()
+    endless, late = common.race(contestants, deadline=start + 2, repeats=1)
+    assert time.monotonic() - start < 5
+    assert endless.note == late.note == "out of time"
+
+
+def test_speed_up_is_over_the_baseline() -> None:
+    outcomes = [
+        common.Outcome("base", prepare_seconds=9.0, seconds=[2.0, 4.0, 3.0], error=0.0),
+        common.Outcome("ours", seconds=[0.5], error=2e-6, peak_mib=321.4),
+        common.Outcome("absent", note="torch not installed"),
+    ]
+    text = common.table(common.OUTCOME_HEADER, common.outcome_rows(outcomes, "base"))
+    base, ours, absent = text.splitlines()[2:]
+    assert base == "| base | 3 | 2 - 4 (3) | 1 | 0e+00 | 9 | - | - |  |"
+    assert ours == "| ours | 0.5 | 0.5 - 0.5 (1) | 6 | 2e-06 | - | 321 | - |  |"
+    assert absent == "| absent | - | - | - | - | - | - | - | torch not installed |"
+
+
+def test_results_hold_the_environment(tmp_path: Path) -> None:
+    results = [{"images": 8, "outcomes": [vars(common.Outcome("ours", seconds=[1.5]))]}]
+    folder = common.write_results(tmp_path, "ntk", ENVIRONMENT, results, "| a |")
+    assert folder == tmp_path / "some-cpu-1-thread"
+    stored = json.loads((folder / "ntk.json").read_text())
+    assert stored["environment"] == ENVIRONMENT
+    assert stored["results"][0]["outcomes"][0]["seconds"] == [1.5]
+    text = (folder / "ntk.md").read_text()
+    assert "Some CPU, 1 of 2 cores for everyone; Python 3.11, jax 1." in text
+    assert text.endswith("| a |\n")
+
+
+def test_plot_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "plot.png"
+    lines = {"ours": {8: [1.0, 2.0], 16: [3.0]}, "untimed": {}}
+    common.plot_lines(path, lines, title="t", x_label="images", y_label="seconds")
+    assert path.read_bytes().startswith(b"\x89PNG")
