@@ -118,8 +118,7 @@ def prepare_environment(threads: int | None) -> dict[str, Any]:
     os.environ[PLATFORM] = device["platform"]
     eigen = f"--xla_cpu_multi_thread_eigen={str(threads > 1).lower()}"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {eigen}".strip()
-    # A pool of compilers would outlive its contestant.
-    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = str(threads)
     # The contestants share one accelerator.
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     versions = {name: installed_version(name) for name in PACKAGES}
@@ -175,6 +174,31 @@ def require(name: str) -> None:
     """
     if installed_version(name) == "not installed":
         raise SkipError(f"{name} not installed")
+
+
+def draw_weights(network: Any, *inputs: Any) -> Any:
+    """Parameters of a Flax network, drawn as PyTorch does by default, without compiling anything.
+
+    Args:
+        network: the module; a kernel's last axis is its outputs, the three before its fan in.
+        inputs: what it is called with.
+
+    Returns:
+        Nested dictionaries of arrays.
+    """
+    import jax
+
+    generator = np.random.default_rng(0)
+
+    def draw(path: Any, leaf: Any) -> np.ndarray:
+        name = path[-1].key
+        if name in ("scale", "bias"):
+            return np.full(leaf.shape, float(name == "scale"), np.float32)
+        bound = np.prod(leaf.shape[-4:-1]) ** -0.5
+        return np.asarray(generator.uniform(-bound, bound, leaf.shape), np.float32)
+
+    shapes = jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"]
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def torch_device() -> Any:

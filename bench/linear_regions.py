@@ -73,7 +73,7 @@ def region_patterns(space: str) -> Callable[[], Any]:
 
     network = REGION_NETWORKS[space](BATCH_MINOR, "pytorch")
     mask, batches = jax.device_put((get_space(space).initial_mask(), patches()))
-    params = jax.jit(network.init)(jax.random.key(0), batches[0, :2], mask)["params"]
+    params = common.draw_weights(network, batches[0, :2], mask)
 
     @jax.jit
     def patterns(params: Any, batches: Any, mask: Any) -> Any:

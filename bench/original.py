@@ -1,7 +1,8 @@
 """Runs a clone of VITA-Group/TENAS as it is, but for device calls and what newer versions removed.
 
 On a machine without a GPU `.cuda()` does nothing; `torch.symeig` is `torch.linalg.eigvalsh`;
-packages that only its data loading needs are stood in for where they are not installed.
+`a += a.T` adds a copy, which PyTorch by now insists on; packages that only its data loading needs
+are stood in for where they are not installed.
 """
 
 import importlib
@@ -74,10 +75,11 @@ class Original:
         self.kernels: list[Tensor] = []
         if device.type == "cpu":
             identity = lambda x, *_, **__: x  # noqa: E731
-            torch.Tensor.cuda = identity  # type: ignore[assignment]
-            nn.Module.cuda = identity  # type: ignore[assignment]
+            torch.Tensor.cuda = identity
+            nn.Module.cuda = identity
             torch.cuda.current_device = lambda: 0
-        torch.symeig = self._symeig  # type: ignore[attr-defined, assignment]
+        torch.Tensor.__iadd__ = _add_in_place
+        torch.symeig = self._symeig
         for name in STAND_INS:
             if name.partition(".")[0] in sys.modules or importlib.util.find_spec(name) is None:
                 sys.modules.setdefault(name, MagicMock())
@@ -112,7 +114,7 @@ class Original:
             mask: the operators kept.
         """
         network: nn.Module = self.models.get_cell_based_tiny_net(config).cuda().train()
-        network.set_alphas(alphas(mask))  # type: ignore[operator]
+        network.set_alphas(alphas(mask))
         return network
 
     def condition_numbers(self, networks: Sequence[nn.Module], images: Tensor) -> list[float]:
@@ -140,6 +142,11 @@ class Original:
         )
         counter.train_loader = counter.loader = Loader(patches)
         return counter
+
+
+def _add_in_place(a: Tensor, b: Any) -> Tensor:
+    overlaps = isinstance(b, Tensor) and a.data_ptr() == b.data_ptr()
+    return a.add_(b.clone() if overlaps else b)
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -1,10 +1,9 @@
 """TE-NAS's measurements in PyTorch, written for this project to compare with.
 
-The networks are those of the paper's code. Parameters bear the names of its state dictionaries, less
-`_ops`, so that one set of weights serves these networks, the original's own classes and, through
-`state_dict`, this library's.
-
-Batch normalization keeps no running statistics: in train mode they are never read.
+The networks are those of the paper's code. Parameters bear the names of its state dictionaries,
+less `_ops`, so that one set of weights serves these networks, the original's own classes and,
+through `state_dict`, this library's. Batch normalization keeps no running statistics: in train mode
+they are never read.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +40,7 @@ class ReLUConvBN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The images after the operator."""
-        return self.op(x)  # type: ignore[no-any-return]
+        return self.op(x)
 
 
 class SeparableConv(nn.Module):
@@ -58,7 +57,7 @@ class SeparableConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The images after the operator."""
-        return self.op(x)  # type: ignore[no-any-return]
+        return self.op(x)
 
 
 class TwiceSeparableConv(nn.Module):
@@ -71,7 +70,7 @@ class TwiceSeparableConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The images after the operator."""
-        return self.op_b(self.op_a(x))  # type: ignore[no-any-return]
+        return self.op_b(self.op_a(x))
 
 
 class FactorizedReduction(nn.Module):
@@ -89,7 +88,7 @@ class FactorizedReduction(nn.Module):
         x = self.relu(x)
         further = nn.functional.pad(x, (0, 1, 0, 1))[:, :, 1:, 1:]
         halves = self.convs[0](x), self.convs[1](further)
-        return self.bn(torch.cat(halves, 1))  # type: ignore[no-any-return]
+        return self.bn(torch.cat(halves, 1))
 
 
 def operator(name: str, features: int, stride: int) -> nn.Module:
@@ -164,7 +163,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The images, halved."""
-        return self.downsample(x) + self.conv_b(self.conv_a(x))  # type: ignore[no-any-return]
+        return self.downsample(x) + self.conv_b(self.conv_a(x))
 
 
 class Network(nn.Module):
@@ -192,7 +191,7 @@ class Network(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits of images [n, 3, h, w]."""
         x = self.lastact(self.run_cells(self.stem(images)))
-        return self.classifier(x.mean((2, 3)))  # type: ignore[no-any-return]
+        return self.classifier(x.mean((2, 3)))
 
     def activations(self, patches: Tensor) -> None:
         """Runs the region network, which has no stem and no classifier."""
@@ -325,7 +324,7 @@ def ntk_func(network: Network, images: Tensor, chunk_size: int) -> Tensor:
         logits: Tensor = torch.func.functional_call(network, weights, (images,))
         return logits.sum(1)
 
-    values, pullback = torch.func.vjp(outputs, weights)  # type: ignore[misc]
+    values, pullback = torch.func.vjp(outputs, weights)
     cotangents = torch.eye(len(images), device=images.device, dtype=values.dtype)
     rows = torch.func.vmap(lambda c: pullback(c)[0], chunk_size=chunk_size)(cotangents)
     jacobian = torch.cat([row.flatten(1) for row in rows.values()], 1)
@@ -455,12 +454,12 @@ def location(space: SearchSpace, name: str) -> tuple[str, int]:
     if part.startswith("conv"):
         return f"block_{(cell + 1) // 2}/{part}/conv/{_PLAIN[rest.removeprefix('op.')]}", 0
     if part.startswith("preprocess"):
-        path = f"cells/preprocess_{DARTS.cell_types[cell]}_{part[-1]}"
+        path = f"cells/input_{cell}_{part[-1]}"
         return f"{path}/conv/{_PLAIN[rest.removeprefix('op.')]}", 0
     edge, op, rest = rest.split(".", 2)
     target, source = (int(node) for node in edge.split("<-"))
     if space is DARTS:
-        path, target = f"cells/cell_{DARTS.cell_types[cell]}", target + DARTS.input_nodes
+        path, target = f"cells/cell_{cell}", target + DARTS.input_nodes
     else:
         path = f"cell_{cell // 2}_0"
     kind = space.ops[int(op)]

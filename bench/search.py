@@ -89,6 +89,7 @@ def run_tenas(start: str, folder: Path, batch: int, deadline: float) -> Search:
             search.note = f"out of time after {measurements(trace)} measurements"
             process.kill()
         ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+    process.returncode = os.waitstatus_to_exitcode(status)  # `wait4` has told, and not Popen
     search.peak_mib = usage.ru_maxrss * 1024 / common.MIB
     if status == 0:
         search.total = time.monotonic() - began
@@ -366,7 +367,7 @@ def report(
     )
     text = (
         f"{common.table(header, rows)}\n\nKernels of {options.batch_size} images. A candidate of "
-        f"the original: {REPEATS} times `kernels` and once `regions`; {who}, without data loading:\n\n"
+        f"the original: {REPEATS} times `kernels`, once `regions`; {who}, without data loading:\n\n"
         f"{common.table(part_header, parts)}"
     )
     results: list[dict[str, Any]] = [

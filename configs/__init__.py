@@ -3,7 +3,14 @@
 import inspect
 from types import ModuleType
 
-from tenas_jax.configs import nas_bench_201, nas_bench_201_paper
+from tenas_jax.configs import (
+    darts_cifar10,
+    darts_cifar10_paper,
+    darts_imagenet,
+    darts_imagenet_paper,
+    nas_bench_201,
+    nas_bench_201_paper,
+)
 
 from tenas_jax.config import SearchConfig
 from tenas_jax.errors import InputError
@@ -12,6 +19,10 @@ DEFAULT_PRESET = "nas-bench-201"
 PRESETS: dict[str, ModuleType] = {
     "nas-bench-201": nas_bench_201,
     "nas-bench-201-paper": nas_bench_201_paper,
+    "darts-cifar10": darts_cifar10,
+    "darts-cifar10-paper": darts_cifar10_paper,
+    "darts-imagenet": darts_imagenet,
+    "darts-imagenet-paper": darts_imagenet_paper,
 }
 
 
@@ -34,7 +45,7 @@ def get_preset(name: str) -> SearchConfig:
         Traceback (most recent call last):
         ...
         tenas_jax.errors.InputError: unknown preset 'resnet': choose one of nas-bench-201, \
-nas-bench-201-paper
+nas-bench-201-paper, darts-cifar10, darts-cifar10-paper, darts-imagenet, darts-imagenet-paper
     """
     if name not in PRESETS:
         raise InputError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")

@@ -1,4 +1,4 @@
-"""The one exception that means: the user's input is wrong, and this line says what would be right."""
+"""The one exception that means: the input is wrong, and this line says what would be right."""
 
 
 class InputError(ValueError):

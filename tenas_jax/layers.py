@@ -1,30 +1,30 @@
 """Layers over a memory layout; the only place that knows NHWC from batch-minor.
 
 A `Layout` is a set of pure functions on arrays of images. The mathematics of operators, cells and
-networks is written once on top of them, so that the same network runs on `NHWC`, the plain form that
-every accelerator library is tuned for, or on `tenas_jax.batch_minor.BATCH_MINOR`, the fast form for
-the tiny channel counts of a supernet. Batch normalization always uses the statistics of the batch
-itself: a network at initialization has no others.
+networks is written once on top of them, so that the same network runs on `NHWC`, the plain form
+that accelerator libraries are tuned for, or on `tenas_jax.batch_minor.BATCH_MINOR`, the fast form
+for the tiny channel counts of a supernet. Batch normalization always uses the statistics of the
+batch itself: a network at initialization has no others.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from tenas_jax.initializers import Initializer, get_initializer
+from tenas_jax.initializers import get_initializer
 
 EPSILON = 1e-5  # of every batch normalization in the original
-# On GPUs and TPUs the default rounds the factors of a product to 10 or fewer bits; a condition number
-# of thousands needs them all.
+# On GPUs and TPUs the default rounds the factors of a product to 10 bits or fewer; a condition
+# number of thousands needs them all.
 PRECISION = lax.Precision.HIGHEST
 
 
+@runtime_checkable
 class Layout(Protocol):
     """What operators need from a memory layout. Images are `x`; kernels are HWIO."""
 
@@ -58,7 +58,7 @@ class Layout(Protocol):
         groups: int,
         active: Bool[Array, ""] | bool,
     ) -> Array:
-        """`batch_norm(conv(x))`; where not `active`, scale and bias are zero and so is the result."""
+        """`batch_norm(conv(x))`; not `active` promises that scale and bias are zero."""
 
     def avg_pool(self, x: Array, *, stride: int) -> Array:
         """3 x 3 average, padding 1, over the pixels inside the image."""
@@ -78,7 +78,7 @@ class Layout(Protocol):
 
 @dataclass(frozen=True)
 class ChannelsLast:
-    """NHWC, in terms of `jax.lax` alone: the reference for the fast layout, differentiated by JAX."""
+    """NHWC by `jax.lax`, differentiated by JAX: the reference for the fast layout."""
 
     channel_axis: int = -1
 
@@ -126,14 +126,16 @@ class ChannelsLast:
 
     def avg_pool(self, x: Array, *, stride: int) -> Array:
         pads = ((1, 1), (1, 1))
-        pooled = nn.avg_pool(x, (3, 3), (stride, stride), pads, count_include_pad=False)
+        pooled: Array = nn.avg_pool(x, (3, 3), (stride, stride), pads, count_include_pad=False)
         return pooled.astype(x.dtype)  # Flax counts the pixels in float64 where that is enabled
 
     def max_pool(self, x: Array, *, stride: int) -> Array:
-        return nn.max_pool(x, (3, 3), (stride, stride), ((1, 1), (1, 1)))
+        pooled: Array = nn.max_pool(x, (3, 3), (stride, stride), ((1, 1), (1, 1)))
+        return pooled
 
     def halve(self, x: Array) -> Array:
-        return nn.avg_pool(x, (2, 2), (2, 2))
+        pooled: Array = nn.avg_pool(x, (2, 2), (2, 2))
+        return pooled
 
     def shift(self, x: Array) -> Array:
         return jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))[:, 1:, 1:]
@@ -143,12 +145,6 @@ class ChannelsLast:
 
 
 NHWC = ChannelsLast()
-
-
-def per_channel(layout: Layout, values: Float[Array, "c"]) -> Array:
-    """Values of the channels, shaped to broadcast against images of a layout."""
-    axis = layout.channel_axis % 4
-    return values.reshape((1,) * axis + (-1,) + (1,) * (3 - axis))
 
 
 def subsample(layout: Layout, x: Array, stride: int) -> Array:
@@ -178,17 +174,7 @@ def join(layout: Layout, parts: Sequence[Array], edges: int) -> Array:
     return channels.reshape(*parts[0].shape[:axis], -1, *parts[0].shape[axis + 1 :])
 
 
-def stacked(initializer: Initializer) -> Initializer:
-    """Initializes each slice of the leading axis on its own: its fans are those of one slice."""
-
-    def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
-        keys = jax.random.split(key, shape[0])
-        return jax.vmap(lambda k: initializer(k, shape[1:], dtype))(keys)
-
-    return init
-
-
-def side_by_side(kernel: Float[Array, "edge k k i o"]) -> Float[Array, "k k i edge*o"]:
+def side_by_side(kernel: Float[Array, "edge k k i o"]) -> Float[Array, "k k i eo"]:
     """The kernels of parallel edges as one kernel whose output channels are grouped by edge."""
     edges, height, width, inputs, outputs = kernel.shape
     return kernel.transpose(1, 2, 3, 0, 4).reshape(height, width, inputs, edges * outputs)
@@ -197,9 +183,9 @@ def side_by_side(kernel: Float[Array, "edge k k i o"]) -> Float[Array, "k k i ed
 class Layer(nn.Module):
     """What all layers with weights share.
 
-    A layer serves `edges` parallel edges of a cell at once, each with weights of its own: its kernel
-    has shape [edge, k, k, in, out] and the channels of its output are grouped by edge. The output of
-    several edges that leave one node is then a single, wider convolution. `edges=1` is the plain layer.
+    A layer serves `edges` parallel edges of a cell at once, each with weights of its own: its
+    kernel has shape [edge, k, k, in, out] and the channels of its output are grouped by edge. The
+    edges that leave one node are then a single, wider convolution. `edges=1` is the plain layer.
 
     Args:
         layout: memory layout of the images.
@@ -214,7 +200,7 @@ class Layer(nn.Module):
     def kernel(self, size: int, inputs: int, outputs: int, dtype: jnp.dtype) -> Array:
         """The parameter `kernel` as one wide HWIO kernel."""
         shape = (self.edges, size, size, inputs, outputs)
-        initializer = stacked(get_initializer(self.initializer))
+        initializer = get_initializer(self.initializer)
         return side_by_side(self.param("kernel", initializer, shape, dtype))
 
     def affine(self, outputs: int, dtype: jnp.dtype) -> tuple[Array, Array]:
@@ -222,26 +208,6 @@ class Layer(nn.Module):
         shape = (self.edges, outputs)
         scale = self.param("scale", nn.initializers.ones, shape, dtype)
         return scale, self.param("bias", nn.initializers.zeros, shape, dtype)
-
-
-class DepthwiseConv(Layer):
-    """k x k convolution of each channel with a kernel of its own; input channels grouped by edge."""
-
-    kernel_size: int = 3
-    stride: int = 1
-    dilation: int = 1
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        channels = x.shape[self.layout.channel_axis]
-        return self.layout.conv(
-            x,
-            self.kernel(self.kernel_size, 1, channels // self.edges, x.dtype),
-            stride=self.stride,
-            padding=self.dilation * (self.kernel_size // 2),
-            dilation=self.dilation,
-            groups=channels,
-        )
 
 
 class PointwiseConv(Layer):
@@ -271,7 +237,7 @@ class ConvBatchNorm(Layer):
         features: output channels of each edge.
         kernel_size: side of the kernel, which is padded to keep the image size.
         stride: step of the kernel in both directions.
-        grouped: whether the input channels are grouped by edge too; otherwise all edges read them all.
+        grouped: whether the input channels are grouped by edge; otherwise all edges read all.
     """
 
     features: int = 1

@@ -90,7 +90,8 @@ def _jacobian(
 
     cotangents = jnp.eye(values.size, dtype=values.dtype)
     chunk = min(chunk_size or default_chunk_size(), values.size)
-    return lax.map(row, cotangents, batch_size=None if chunk == 1 else chunk)
+    jacobian: Array = lax.map(row, cotangents, batch_size=None if chunk == 1 else chunk)
+    return jacobian
 
 
 def default_chunk_size() -> int:
@@ -105,9 +106,9 @@ def condition_number(ntk: Float[Array, "n n"]) -> Float[Array, ""]:
         ntk: a symmetric positive semi-definite matrix [n, n].
 
     Returns:
-        A scalar of at least 1. Infinite where the kernel is singular to its precision, lambda_min <=
-        n eps lambda_max: there the quotient is noise, of either sign. NaN only where the kernel
-        itself is not finite.
+        A scalar of at least 1. Infinite where the kernel is singular to its precision,
+        lambda_min <= n eps lambda_max: there the quotient is noise, of either sign. NaN only where
+        the kernel itself is not finite.
 
     Example:
         >>> float(condition_number(jnp.diag(jnp.array([1.0, 4.0]))))
@@ -150,10 +151,9 @@ def ntk_condition_number(
 
     Example:
         >>> x = jnp.array([[1.0, 0.0], [0.0, 2.0]])
-        >>> float(ntk_condition_number(lambda w, x: x @ w["kernel"], {"kernel": jnp.ones((2, 1))}, x))
+        >>> params = {"kernel": jnp.ones((2, 1))}
+        >>> float(ntk_condition_number(lambda p, x: x @ p["kernel"], params, x))
         4.0
     """
-    kernel = empirical_ntk(
-        apply_fn, params, x, engine=engine, chunk_size=chunk_size, select=select
-    )
+    kernel = empirical_ntk(apply_fn, params, x, engine=engine, chunk_size=chunk_size, select=select)
     return condition_number(kernel)

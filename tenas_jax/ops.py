@@ -1,8 +1,8 @@
 """Candidate operators. Each serves the parallel edges that leave one node of a cell.
 
 Called with images and one weight for each edge, an operator returns its weighted outputs with the
-channels grouped by edge; a weight of zero means that the operator is pruned there. All convolutions are
-without bias, all batch normalizations affine with epsilon 1e-5 (TE-NAS, section 2 of the original code's
+channels grouped by edge; a weight of zero means that the operator is pruned there. All convolutions
+are without bias, all batch normalizations affine with epsilon 1e-5 (the original's
 `cell_operations.py`).
 """
 
@@ -15,10 +15,21 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from tenas_jax.errors import InputError
 from tenas_jax.initializers import get_initializer
-from tenas_jax.layers import ConvBatchNorm, Layer, Layout, join, per_channel, side_by_side, spread, stacked, subsample
+from tenas_jax.layers import (
+    ConvBatchNorm,
+    Layer,
+    Layout,
+    join,
+    side_by_side,
+    spread,
+    subsample,
+)
 
+# Nothing stands between a depthwise and a pointwise convolution: they are one, with the product of
+# their kernels. Up to this many channels, all edges together, that is the faster form, even where
+# the depthwise convolution is at its best (measured at `tenas_jax.stencils.depthwise_conv`).
+FEW_CHANNELS = 16
 PATTERNS = "patterns"  # the Flax collection into which activation patterns are sown
 
 
@@ -62,6 +73,7 @@ class Zero(Op):
     """The operator `none`: no connection."""
 
     def __call__(self, x: Array, weight: Float[Array, "edge"]) -> Array:
+        """Zeros."""
         return jnp.zeros_like(spread(self.layout, subsample(self.layout, x, self.stride), weight))
 
 
@@ -70,13 +82,16 @@ class SkipConnect(Op):
 
     @nn.compact
     def __call__(self, x: Array, weight: Float[Array, "edge"]) -> Array:
+        """The images, weighted by edge."""
         if self.stride == 1:
             return spread(self.layout, x, weight)
-        return FactorizedReduction(self.features, self.layout, self.initializer, self.edges)(x, weight)
+        return FactorizedReduction(self.features, self.layout, self.initializer, self.edges)(
+            x, weight
+        )
 
 
 class FactorizedReduction(nn.Module):
-    """ReLU, two 1 x 1 convolutions of stride 2, the second one pixel further, batch normalization."""
+    """ReLU, two 1 x 1 convolutions of stride 2, the second a pixel further, batch normalization."""
 
     features: int
     layout: Layout
@@ -85,6 +100,7 @@ class FactorizedReduction(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, weight: Float[Array, "edge"] | None = None) -> Array:
+        """Half as large images, weighted by edge; without weights, once for each edge."""
         active = True if weight is None else (weight > 0).any()
         x = relu(self, self.layout, x, active)
         halves = []
@@ -111,6 +127,7 @@ class ReLUConvBatchNorm(Op):
 
     @nn.compact
     def __call__(self, x: Array, weight: Float[Array, "edge"] | None = None) -> Array:
+        """Convolved images, weighted by edge; without weights, once for each edge."""
         active = True if weight is None else (weight > 0).any()
         conv = ConvBatchNorm(
             self.layout,
@@ -127,13 +144,10 @@ class ReLUConvBatchNorm(Op):
 class SeparableConvBatchNorm(Layer):
     """Depthwise k x k and pointwise 1 x 1 convolution, batch normalization, weighted by edge.
 
-    Nothing stands between the two convolutions, so that they are one with the product of their kernels.
-    With few channels that is much cheaper than passing over the images twice.
-
     Args:
         features: output channels of each edge.
         kernel_size: side of the depthwise kernel; the padding keeps the image size.
-        stride: step of the kernel in both directions.
+        stride: step of the depthwise kernel in both directions.
         dilation: distance between the pixels that the depthwise kernel reads.
         grouped: whether the input channels are grouped by edge; otherwise all edges read them all.
     """
@@ -145,50 +159,81 @@ class SeparableConvBatchNorm(Layer):
     grouped: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, weight: Float[Array, "edge"], active: Array | bool) -> Array:
-        groups = self.edges if self.grouped else 1
-        inputs = x.shape[self.layout.channel_axis] // groups
-        initializer = stacked(get_initializer(self.initializer))
-        size = self.kernel_size
-        depthwise = self.param("depthwise", initializer, (self.edges, size, size, 1, inputs), x.dtype)
-        pointwise = self.param("pointwise", initializer, (self.edges, 1, 1, inputs, self.features), x.dtype)
+    def __call__(self, x: Array, weight: Float[Array, "edge"]) -> Array:
+        """Convolved images, weighted by edge."""
+        layout, edges, size = self.layout, self.edges, self.kernel_size
+        groups = edges if self.grouped else 1
+        inputs = x.shape[layout.channel_axis] // groups
+        initializer = get_initializer(self.initializer)
+        depthwise: Array = self.param(
+            "depthwise", initializer, (edges, size, size, 1, inputs), x.dtype
+        )
+        shape = (edges, 1, 1, inputs, self.features)
+        pointwise: Array = self.param("pointwise", initializer, shape, x.dtype)
         scale, bias = self.affine(self.features, x.dtype)
-        kernel = jnp.swapaxes(depthwise, 3, 4) * pointwise
-        return self.layout.conv_batch_norm(
+        stride, padding = self.stride, self.dilation * (size // 2)
+        if edges * inputs <= FEW_CHANNELS:
+            product = jnp.swapaxes(depthwise, 3, 4) * pointwise
+            kernel = _dilate(side_by_side(product), self.dilation)
+        else:
+            x = layout.conv(
+                x if self.grouped else spread(layout, x, jnp.ones_like(weight)),
+                side_by_side(depthwise),
+                stride=stride,
+                padding=padding,
+                dilation=self.dilation,
+                groups=edges * inputs,
+            )
+            kernel, stride, padding, groups = side_by_side(pointwise), 1, 0, edges
+        return layout.conv_batch_norm(
             x,
-            dilate_kernel(side_by_side(kernel), self.dilation),
+            kernel,
             (weight[:, None] * scale).reshape(-1),
             (weight[:, None] * bias).reshape(-1),
-            stride=self.stride,
-            padding=self.dilation * (self.kernel_size // 2),
+            stride=stride,
+            padding=padding,
             groups=groups,
-            active=active,
+            active=(weight > 0).any(),
         )
 
 
-def dilate_kernel(kernel, dilation):
-    pad = (0, 0, dilation - 1)
-    return lax.pad(kernel, jnp.zeros((), kernel.dtype), (pad, pad, (0, 0, 0), (0, 0, 0)))
+def _dilate(kernel: Float[Array, "k k i o"], dilation: int) -> Float[Array, "d d i o"]:
+    """The kernel with zeros between its elements."""
+    between, none = (0, 0, dilation - 1), (0, 0, 0)
+    return lax.pad(kernel, jnp.zeros((), kernel.dtype), (between, between, none, none))
 
 
-class SepConv(Op):
+class SeparableConv(Op):
+    """ReLU, depthwise and pointwise convolution, batch normalization, `repeats` times.
+
+    The stride is that of the first time. A pruned edge has weight zero from there on, so that its
+    later activation patterns are all zeros.
+    """
+
     kernel_size: int = 3
     dilation: int = 1
     repeats: int = 1
 
     @nn.compact
     def __call__(self, x: Array, weight: Float[Array, "edge"]) -> Array:
+        """Convolved images, weighted by edge."""
         kept = weight > 0
-        active = kept.any()
-        ones = jnp.ones_like(weight)
+        channels = x.shape[self.layout.channel_axis]
         for i in range(self.repeats):
             first, last = i == 0, i == self.repeats - 1
-            features = x.shape[self.layout.channel_axis] if not last else self.features
             conv = SeparableConvBatchNorm(
-                self.layout, self.initializer, self.edges, features=features, kernel_size=self.kernel_size,
-                stride=self.stride if first else 1, dilation=self.dilation, grouped=not first, name=f"conv_{i}")
-            reads = active if first else per_channel(self.layout, jnp.repeat(kept, x.shape[self.layout.channel_axis]//self.edges))
-            x = conv(relu(self, self.layout, x, reads), weight if last else ones, active)
+                self.layout,
+                self.initializer,
+                self.edges,
+                features=self.features if last else channels,
+                kernel_size=self.kernel_size,
+                stride=self.stride if first else 1,
+                dilation=self.dilation,
+                grouped=not first,
+                name=f"conv_{i}",
+            )
+            activations = relu(self, self.layout, x, kept.any() if first else True)
+            x = conv(activations, weight if last else kept.astype(x.dtype))
         return x
 
 
@@ -198,6 +243,7 @@ class Pool(Op):
     maximum: bool = False
 
     def __call__(self, x: Array, weight: Float[Array, "edge"]) -> Array:
+        """Pooled images, weighted by edge."""
         pool = self.layout.max_pool if self.maximum else self.layout.avg_pool
         return spread(self.layout, pool(x, stride=self.stride), weight)
 
@@ -207,10 +253,10 @@ OPS: dict[str, Callable[..., Op]] = {
     "skip_connect": SkipConnect,
     "nor_conv_1x1": partial(ReLUConvBatchNorm, kernel_size=1),
     "nor_conv_3x3": partial(ReLUConvBatchNorm, kernel_size=3),
-    "sep_conv_3x3": partial(SepConv, kernel_size=3, repeats=2),
-    "sep_conv_5x5": partial(SepConv, kernel_size=5, repeats=2),
-    "dil_conv_3x3": partial(SepConv, kernel_size=3, dilation=2),
-    "dil_conv_5x5": partial(SepConv, kernel_size=5, dilation=2),
+    "sep_conv_3x3": partial(SeparableConv, kernel_size=3, repeats=2),
+    "sep_conv_5x5": partial(SeparableConv, kernel_size=5, repeats=2),
+    "dil_conv_3x3": partial(SeparableConv, kernel_size=3, dilation=2),
+    "dil_conv_5x5": partial(SeparableConv, kernel_size=5, dilation=2),
     "avg_pool_3x3": Pool,
     "max_pool_3x3": partial(Pool, maximum=True),
 }

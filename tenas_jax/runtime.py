@@ -11,8 +11,6 @@ import jax
 from tenas_jax.errors import InputError
 
 NO_CACHE = "none"
-# On a CPU several devices, one per core, beat one device with several threads.
-THREADS_FLAG = "--xla_cpu_multi_thread_eigen"
 
 
 def default_cache() -> str:
@@ -28,6 +26,9 @@ def default_cache() -> str:
 def configure_jax(devices: int | None, compilation_cache: str) -> Sequence[jax.Device]:
     """Choose JAX's devices and its cache; to be called before JAX starts.
 
+    A CPU is always two devices at least, on one core if need be: a program for one device is
+    compiled in another way than one for several, and its results differ in the last bit.
+
     Args:
         devices: how many devices to use; None: all, on a CPU one per core.
         compilation_cache: folder of compiled programs, or `none`.
@@ -38,14 +39,15 @@ def configure_jax(devices: int | None, compilation_cache: str) -> Sequence[jax.D
     Raises:
         InputError: there are fewer devices.
     """
-    flags = os.environ.get("XLA_FLAGS", "")
-    if THREADS_FLAG not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {THREADS_FLAG}=false".strip()
-    jax.config.update("jax_num_cpu_devices", devices or _cores())
+    jax.config.update("jax_num_cpu_devices", max(2, devices or _cores()))
     if compilation_cache != NO_CACHE and _is_writable(Path(compilation_cache)):
         jax.config.update("jax_compilation_cache_dir", compilation_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     available = jax.devices()
+    if available[0].platform == "cpu":
+        if devices == 1 and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        return available
     if devices is not None and devices > len(available):
         raise InputError(f"there are {len(available)} devices, not {devices}: lower --devices")
     return available[:devices]

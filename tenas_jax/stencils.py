@@ -1,20 +1,21 @@
-"""Operators of the batch-minor layout [h, c, w, n] without matrix products: pooling and depthwise stencils.
+"""Operators of the batch-minor layout [h, c, w, n] without matrix products: pools, stencils.
 
-Everything is computed row by row, a row being [c, w * n]: it stays in cache, and a shift by a pixel is an
+Most is computed row by row, a row being [c, w * n]: it stays in cache, and a shift by a pixel is an
 offset of n (see `tenas_jax.batch_minor`).
 """
 
 from collections.abc import Callable
-from functools import partial
-from itertools import product
+from functools import partial, reduce
+from operator import add
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int8
 
-Rows = Float[Array, "h c w*n"]
+Rows = Float[Array, "_ _ _"]  # [h, c, w * n]
 
 
 def take_rows(rows: Rows, start: Array | int, count: int) -> Rows:
@@ -23,37 +24,43 @@ def take_rows(rows: Rows, start: Array | int, count: int) -> Rows:
     return lax.dynamic_slice(rows, (start, 0, 0), sizes, allow_negative_indices=False)
 
 
+def put_row(rows: Rows, row: Float[Array, "c l"], h: Array | int, left: int = 0) -> Rows:
+    """The rows with row `h` replaced from `left` on, in place where XLA can."""
+    return lax.dynamic_update_slice(rows, row[None], (h, 0, left), allow_negative_indices=False)
+
+
 def map_rows(row: Callable[[Array], Float[Array, "c l"]], count: int) -> Float[Array, "h c l"]:
     """`row(h)` for each h below `count`, one after the other."""
     # `lax.map` would loop over an array of indices: twice the kernels to compile.
-    result = jax.eval_shape(row, jax.ShapeDtypeStruct((), jnp.int32))
+    result = jax.eval_shape(row, 0)
     return _write_rows(row, jnp.zeros((count, *result.shape), result.dtype), count, 0, 0)
 
 
 def bordered(
-    row: Callable[[Array], Float[Array, "c w*n"]],
+    row: Callable[[Array], Float[Array, "c l"]],
     shape: tuple[int, ...],
-    border: int,
+    low: int,
+    high: int,
     dtype: jnp.dtype,
 ) -> Rows:
-    """The rows `row(h)` of images of `shape` [h, c, w, n], with a border of zero pixels."""
+    """The rows `row(h)` of images of `shape` [h, c, w, n], between borders of zero pixels."""
     height, channels, width, n = shape
-    buffer = jnp.zeros((height + 2 * border, channels, (width + 2 * border) * n), dtype)
-    return _write_rows(row, buffer, height, border, border * n)
+    buffer = jnp.zeros((low + height + high, channels, (low + width + high) * n), dtype)
+    return _write_rows(row, buffer, height, low, low * n)
 
 
 def _write_rows(
     row: Callable[[Array], Array], buffer: Array, count: int, first: int, left: int
 ) -> Array:
     def write(h: Array, buffer: Array) -> Array:
-        start = (h + first, 0, left)
-        return lax.dynamic_update_slice(buffer, row(h)[None], start, allow_negative_indices=False)
+        return put_row(buffer, row(h), h + first, left)
 
-    return lax.fori_loop(0, count, write, buffer)
+    written: Array = lax.fori_loop(0, count, write, buffer)
+    return written
 
 
 def dilate(x: Array, stride: int, height: int, width: int, low: int = 0) -> Array:
-    """Zeros between the pixels, `low` zeros before them, and up to `height` x `width` after them."""
+    """Zeros between the pixels, `low` zeros before them, up to `height` x `width` after them."""
     high_h = height - (x.shape[0] - 1) * stride - 1
     high_w = width - (x.shape[2] - 1) * stride - 1
     pads = ((low, high_h, stride - 1), (0, 0, 0), (low, high_w, stride - 1), (0, 0, 0))
@@ -64,11 +71,12 @@ def _box(x: Float[Array, "h c w n"]) -> Float[Array, "h c w n"]:
     """Sum over the 3 x 3 neighborhood."""
     height, channels, width, n = x.shape
     rows = x.reshape(height, channels, width * n)
-    padded = bordered(lambda h: take_rows(rows, h, 1)[0], x.shape, 1, x.dtype)
+    padded = bordered(lambda h: take_rows(rows, h, 1)[0], x.shape, 1, 1, x.dtype)
 
     def row(h: Array) -> Array:
-        column = sum(take_rows(padded, h, 3))
-        return sum(column[:, j * n : (j + width) * n] for j in range(3))
+        column = reduce(add, take_rows(padded, h, 3))
+        total: Array = reduce(add, [column[:, j * n : (j + width) * n] for j in range(3)])
+        return total
 
     return map_rows(row, height).reshape(x.shape)
 
@@ -77,7 +85,8 @@ def _counts(height: int, width: int, dtype: jnp.dtype) -> Float[np.ndarray, "h 1
     """How many pixels of each 3 x 3 neighborhood lie inside the image."""
 
     def along(pixels: int) -> np.ndarray:
-        return np.convolve(np.ones(pixels), np.ones(3), "same")
+        pixel = np.arange(pixels)
+        return np.minimum(pixel + 1, pixels - 1) - np.maximum(pixel - 1, 0) + 1
 
     return np.outer(along(height), along(width))[:, None, :, None].astype(dtype)
 
@@ -102,48 +111,146 @@ def _avg_pool_backward(stride: int, residuals: Array, cotangent: Array) -> tuple
 avg_pool.defvjp(_avg_pool_forward, _avg_pool_backward)
 
 
-def _taps(size: int, step: int = 1) -> list[tuple[int, int]]:
-    """Offsets of the pixels of a window, row by row."""
-    return list(product(range(0, size * step, step), repeat=2))
+def _neighbors(x: Array, axis: int, outside: float) -> list[Array]:
+    """The previous, the same and the next pixel along an axis, for every pixel."""
+    shape = list(x.shape)
+    shape[axis] = 1
+    border = jnp.full(shape, outside, x.dtype)
+    padded = jnp.concatenate([border, x, border], axis)
+    return [lax.slice_in_dim(padded, i, i + x.shape[axis], axis=axis) for i in range(3)]
 
 
-def _max_pool_forward(x: Array, stride: int) -> tuple[Array, Array]:
-    height, _, width, n = x.shape
-    lowest = jnp.full((1, *x.shape[1:]), -jnp.inf, x.dtype)
-    rows = jnp.concatenate([lowest, x, lowest])
-    border = jnp.full((*rows.shape[:2], 1, n), -jnp.inf, x.dtype)
-    padded = jnp.concatenate([border, rows, border], 2)
-    maximum, index = padded[:height, :, :width], jnp.zeros(x.shape, jnp.int8)
-    for tap, (i, j) in enumerate(_taps(3)):
-        value = padded[i : i + height, :, j : j + width]
-        index = jnp.where(value > maximum, jnp.int8(tap), index)
-        maximum = jnp.maximum(value, maximum)
-    return maximum[::stride, :, ::stride], index
+def _first_maximum(x: Array, axis: int) -> tuple[Array, Int8[Array, "h c w n"]]:
+    """Maximum of each pixel and its two neighbors along an axis, and which has it first."""
+    maximum, *others = _neighbors(x, axis, -jnp.inf)
+    index = jnp.zeros(x.shape, jnp.int8)
+    for i, other in enumerate(others, 1):
+        index = jnp.where(other > maximum, jnp.int8(i), index)
+        maximum = jnp.maximum(other, maximum)
+    return maximum, index
 
 
-def _max_pool_backward(stride: int, index: Array, cotangent: Array) -> tuple[Array]:
-    height, channels, width, n = index.shape
-    if stride > 1:
-        cotangent = dilate(cotangent, stride, height, width)
-    border = jnp.zeros((1, *cotangent.shape[1:]), cotangent.dtype)
-    rows = jnp.concatenate([border, cotangent, border])
-    border = jnp.zeros((*rows.shape[:2], 1, n), cotangent.dtype)
-    padded = jnp.concatenate([border, rows, border], 2)
-    index = jnp.pad(index, ((1, 1), (0, 0), (1, 1), (0, 0)))
-    total = jnp.zeros(cotangent.shape, cotangent.dtype)
-    for tap, (i, j) in enumerate(_taps(3)):
-        hit = (slice(2 - i, 2 - i + height), slice(None), slice(2 - j, 2 - j + width))
-        total += jnp.where(index[hit] == tap, padded[hit], 0)
-    return (total,)
+def _to_maximum(cotangent: Array, index: Int8[Array, "h c w n"], axis: int) -> Array:
+    """The transpose of `_first_maximum`."""
+    indices, cotangents = _neighbors(index, axis, 0.0), _neighbors(cotangent, axis, 0.0)
+    # A pixel is the previous one, index 0, of the next pixel, and the next one of the previous.
+    return reduce(add, [jnp.where(indices[2 - i] == i, cotangents[2 - i], 0) for i in range(3)])
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def max_pool(x: Float[Array, "h c w n"], stride: int) -> Float[Array, "h2 c w2 n"]:
-    """3 x 3 maximum with padding 1."""
+    """3 x 3 maximum with padding 1.
+
+    Of equal maxima the first in row-major order receives the gradient, as in PyTorch. The maximum
+    is taken along rows, then along columns; only the two positions, a byte each, are saved. On one
+    core, batch 72, 3 channels at 32 x 32, a backward pass takes 0.8 ms, with nine comparisons for
+    each pixel instead of these six 2.0 ms.
+    """
     return _max_pool_forward(x, stride)[0]
+
+
+def _max_pool_forward(x: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+    row_maximum, column = _first_maximum(x, 2)
+    maximum, row = _first_maximum(row_maximum, 0)
+    return maximum[::stride, :, ::stride], (row, column)
+
+
+def _max_pool_backward(
+    stride: int, residuals: tuple[Array, Array], cotangent: Array
+) -> tuple[Array]:
+    row, column = residuals
+    if stride > 1:
+        cotangent = dilate(cotangent, stride, row.shape[0], row.shape[2])
+    return (_to_maximum(_to_maximum(cotangent, row, 0), column, 2),)
+
 
 max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
-def depthwise_conv(x: Array, kernel: Array, stride: int, padding: int, dilation: int) -> Array:
-    raise NotImplementedError
+class _Stencil(NamedTuple):
+    """Geometry of a depthwise convolution at stride 1."""
+
+    size: int
+    dilation: int
+    pixels: int  # output pixels of a row times images
+    n: int
+
+    @property
+    def rows(self) -> int:
+        """How many rows of the input an output row reads."""
+        return self.dilation * (self.size - 1) + 1
+
+    def taps(self, rows: Rows, h: Array) -> list[Float[Array, "c l"]]:
+        """What the elements of the kernel, row by row, are multiplied with in output row h."""
+        window = take_rows(rows, h, self.rows)
+        steps = range(0, self.rows, self.dilation)
+        return [window[i, :, j * self.n : j * self.n + self.pixels] for i in steps for j in steps]
+
+
+def _padded(x: Float[Array, "h c w n"], border: int) -> Rows:
+    rows = x.reshape(*x.shape[:2], -1)
+    return bordered(lambda h: take_rows(rows, h, 1)[0], x.shape, border, border, x.dtype)
+
+
+def _convolve(
+    padded: Rows, kernel: Float[Array, "k k 1 c"], dilation: int, n: int
+) -> Float[Array, "h c w n"]:
+    size, channels = kernel.shape[0], kernel.shape[-1]
+    reach = dilation * (size - 1)
+    stencil = _Stencil(size, dilation, padded.shape[2] - reach * n, n)
+    weights = kernel.reshape(size * size, channels, 1)
+
+    def row(h: Array) -> Array:
+        taps = stencil.taps(padded, h)
+        return reduce(add, [weights[i] * tap for i, tap in enumerate(taps)])
+
+    return map_rows(row, padded.shape[0] - reach).reshape(-1, channels, stencil.pixels // n, n)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def depthwise_conv(
+    x: Float[Array, "h c w n"],
+    kernel: Float[Array, "k k 1 c"],
+    stride: int,
+    padding: int,
+    dilation: int,
+) -> Float[Array, "h2 c w2 n"]:
+    """Convolution of each channel with a kernel of its own.
+
+    On one core, batch 14, kernel 5 x 5, a backward pass takes 1.1 ms with 4 channels at 32 x 32 and
+    0.7 ms with 16 at 16 x 16; as a matrix product with a mostly empty kernel 0.7 and 0.75 ms, but
+    that grows with the square of the channels.
+    """
+    return _depthwise_conv_forward(x, kernel, stride, padding, dilation)[0]
+
+
+def _depthwise_conv_forward(
+    x: Array, kernel: Array, stride: int, padding: int, dilation: int
+) -> tuple[Array, tuple[Rows, Array]]:
+    padded = _padded(x, padding)
+    y = _convolve(padded, kernel, dilation, x.shape[3])
+    return y[::stride, :, ::stride], (padded, kernel)
+
+
+def _depthwise_conv_backward(
+    stride: int, padding: int, dilation: int, residuals: tuple[Rows, Array], cotangent: Array
+) -> tuple[Array, Array]:
+    padded, kernel = residuals
+    size, n = kernel.shape[0], cotangent.shape[3]
+    reach = dilation * (size - 1)
+    if stride > 1:
+        cotangent = dilate(cotangent, stride, padded.shape[0] - reach, padded.shape[2] // n - reach)
+    rows = cotangent.reshape(*cotangent.shape[:2], -1)
+    stencil = _Stencil(size, dilation, rows.shape[2], n)
+
+    def add_row(h: Array, total: Array) -> Array:
+        return total + jnp.stack(stencil.taps(padded, h)) * take_rows(rows, h, 1)
+
+    zeros = jnp.zeros((size * size, *rows.shape[1:]), rows.dtype)
+    # Pixels and images are summed last, once: XLA adds up a row of them one by one.
+    gradient = lax.fori_loop(0, rows.shape[0], add_row, zeros) @ jnp.ones(rows.shape[2], rows.dtype)
+    x = _convolve(_padded(cotangent, reach - padding), kernel[::-1, ::-1], dilation, n)
+    return x, gradient.reshape(kernel.shape)
+
+
+depthwise_conv.defvjp(_depthwise_conv_forward, _depthwise_conv_backward)

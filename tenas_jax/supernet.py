@@ -1,7 +1,7 @@
 """Supernets: macro networks whose cells take a traced mask of the operators kept.
 
-An edge's weights are `mask / max(number kept, 1)`, which is the original's softmax over 0 (kept) and
--1000 (pruned); an edge with everything pruned contributes zero.
+An edge's weights are `mask / max(number kept, 1)`, which is the original's softmax over 0 (kept)
+and -1000 (pruned); an edge with everything pruned contributes zero.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,15 +9,16 @@ from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from tenas_jax.initializers import get_initializer
 from tenas_jax.layers import PRECISION, BatchNorm, ConvBatchNorm, Layout, PointwiseConv
-from tenas_jax.ops import OPS, ReLUConvBatchNorm, relu
+from tenas_jax.ops import OPS, FactorizedReduction, ReLUConvBatchNorm, relu
 from tenas_jax.spaces import DARTS, NAS_BENCH_201, SearchSpace
 
 
-def edge_weights(mask: Bool[Array, "edge op"], dtype: jnp.dtype) -> Float[Array, "edge op"]:
+def edge_weights(mask: Bool[Array, "edge op"], dtype: DTypeLike) -> Float[Array, "edge op"]:
     """Weight of each operator: one over the number kept on its edge, zero where pruned.
 
     Example:
@@ -82,10 +83,13 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """Images with half the size."""
         common = (self.features, self.layout, self.initializer)
         y = ReLUConvBatchNorm(*common, stride=2, name="conv_a")(x)
         y = ReLUConvBatchNorm(*common, name="conv_b")(y)
-        shortcut = PointwiseConv(self.layout, self.initializer, features=self.features, name="shortcut")
+        shortcut = PointwiseConv(
+            self.layout, self.initializer, features=self.features, name="shortcut"
+        )
         return shortcut(self.layout.halve(x)) + y
 
 
@@ -119,17 +123,15 @@ class NASBench201Supernet(nn.Module):
         """Logits of the images."""
         layout, initializer = self.layout, self.initializer
         x = layout.from_nhwc(images)
-        x = ConvBatchNorm(
-            layout, initializer, features=self.channels, kernel_size=3, name="stem"
-        )(x)
+        x = ConvBatchNorm(layout, initializer, features=self.channels, kernel_size=3, name="stem")(
+            x
+        )
         for stage in range(3):
             features = self.channels * 2**stage
             if stage > 0:
                 x = ResidualBlock(features, layout, initializer, name=f"block_{stage}")(x)
             for i in range(self.cells):
-                cell = Cell(
-                    NAS_BENCH_201, features, layout, initializer, name=f"cell_{stage}_{i}"
-                )
+                cell = Cell(NAS_BENCH_201, features, layout, initializer, name=f"cell_{stage}_{i}")
                 x = cell([x], mask[0])[-1]
         x = relu(self, layout, BatchNorm(layout, initializer, name="norm")(x))
         return classifier(self.num_classes, initializer)(layout.mean_pixel(x))
@@ -157,44 +159,63 @@ class NASBench201Regions(nn.Module):
         return relu(self, layout, BatchNorm(layout, initializer, name="norm")(x))
 
 
-class NASNetCells(nn.Module):
-    """The cells of NASNet (Zoph et al., 2018): each reads the outputs of the two before it.
+class DARTSCells(nn.Module):
+    """A sequence of DARTS cells (Liu et al., 2019): each reads the outputs of the two before it.
 
-    A reduction cell has twice the channels and half the size of the cells before it.
+    A reduction cell has twice the channels and half the size of the cell before it.
+
+    Args:
+        channels: of the nodes before the first reduction cell.
+        layout: memory layout of the images.
+        initializer: name of the kernels' initializer.
+        cells: the cells' types, in order; the paper's two are one of each.
     """
 
     channels: int
     layout: Layout
     initializer: str
+    cells: tuple[str, ...] = DARTS.cell_types
 
     @nn.compact
     def __call__(self, x: Array, mask: Bool[Array, "cell edge op"]) -> Array:
-        """The concatenated intermediate nodes of the last cell."""
+        """The output of the last cell: its intermediate nodes, concatenated."""
         layout, initializer = self.layout, self.initializer
-        previous = (x, x)
-        features = self.channels
-        for i, cell_type in enumerate(DARTS.cell_types):
-            stride = 1
-            if cell_type == "reduce":
-                features, stride = 2 * features, 2
-            inputs = [
-                ReLUConvBatchNorm(
-                    features, layout, initializer, kernel_size=1, name=f"preprocess_{cell_type}_{j}"
-                )(previous[j])
-                for j in range(2)
-            ]
-            cell = Cell(DARTS, features, layout, initializer, stride, name=f"cell_{cell_type}")
-            nodes = cell(inputs, mask[i])
-            y = jnp.concatenate(nodes[DARTS.input_nodes :], layout.channel_axis)
-            previous = (previous[1], y)
+        previous, features, after_reduction = [x, x], self.channels, False
+        for i, cell_type in enumerate(self.cells):
+            reduction = cell_type == "reduce"
+            features *= 2 if reduction else 1
+            common = (features, layout, initializer)
+            # After a reduction, the output of the cell before it has twice the size.
+            older: nn.Module
+            if after_reduction:
+                older = FactorizedReduction(*common, name=f"input_{i}_0")
+            else:
+                older = ReLUConvBatchNorm(*common, kernel_size=1, name=f"input_{i}_0")
+            newer = ReLUConvBatchNorm(*common, kernel_size=1, name=f"input_{i}_1")
+            inputs = [older(previous[0]), newer(previous[1])]
+            cell = Cell(DARTS, *common, stride=2 if reduction else 1, name=f"cell_{i}")
+            nodes = cell(inputs, mask[DARTS.cell_types.index(cell_type)])
+            output = jnp.concatenate(nodes[DARTS.input_nodes :], layout.channel_axis)
+            previous, after_reduction = [previous[1], output], reduction
         return previous[1]
 
 
 class DARTSSupernet(nn.Module):
+    """The macro network of DARTS over supernet cells.
+
+    Args:
+        channels: of the stem and of the nodes before the first reduction cell.
+        num_classes: outputs of the classifier.
+        layout: memory layout of the images.
+        initializer: name of the kernels' initializer.
+        cells: the cells' types, in order.
+    """
+
     channels: int
     num_classes: int
     layout: Layout
     initializer: str
+    cells: tuple[str, ...] = DARTS.cell_types
 
     @nn.compact
     def __call__(
@@ -202,15 +223,21 @@ class DARTSSupernet(nn.Module):
     ) -> Float[Array, "n classes"]:
         """Logits of the images."""
         layout, initializer = self.layout, self.initializer
-        x = ConvBatchNorm(
+        stem = ConvBatchNorm(
             layout, initializer, features=self.channels, kernel_size=3, name="stem"
-        )(layout.from_nhwc(images))
-        x = NASNetCells(self.channels, layout, initializer, name="cells")(x, mask)
+        )
+        cells = DARTSCells(self.channels, layout, initializer, self.cells, name="cells")
+        x = cells(stem(layout.from_nhwc(images)), mask)
         x = relu(self, layout, BatchNorm(layout, initializer, name="norm")(x))
         return classifier(self.num_classes, initializer)(layout.mean_pixel(x))
 
 
 class DARTSRegions(nn.Module):
+    """The region network of DARTS: its cells without stem, batch normalization, ReLU.
+
+    Its result is what its ReLUs sow into the collection `patterns`.
+    """
+
     channels: int
     layout: Layout
     initializer: str
@@ -219,16 +246,20 @@ class DARTSRegions(nn.Module):
     def __call__(
         self, patches: Float[Array, "n h w channels"], mask: Bool[Array, "cell edge op"]
     ) -> Array:
+        """The last activations, as images of the layout."""
         layout, initializer = self.layout, self.initializer
-        x = NASNetCells(self.channels, layout, initializer, name="cells")(layout.from_nhwc(patches), mask)
+        cells = DARTSCells(self.channels, layout, initializer, name="cells")
+        x = cells(layout.from_nhwc(patches), mask)
         return relu(self, layout, BatchNorm(layout, initializer, name="norm")(x))
 
 
-# By name of the space, with the paper's channel counts; called with the classes (kernel only), the
-# layout and the initializer.
-NTK_NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    "nas-bench-201": partial(NASBench201Supernet, 3, 1),
+# The networks of both measurements by the name of the space, with the paper's channels and cells;
+# called with (num_classes, layout, initializer), the second with (layout, initializer).
+NTK_NETWORKS: dict[str, Callable[[int, Layout, str], nn.Module]] = {
+    NAS_BENCH_201.name: partial(NASBench201Supernet, 3, 1),
+    DARTS.name: partial(DARTSSupernet, 1),
 }
-REGION_NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    "nas-bench-201": partial(NASBench201Regions, 1),
+REGION_NETWORKS: dict[str, Callable[[Layout, str], nn.Module]] = {
+    NAS_BENCH_201.name: partial(NASBench201Regions, 1),
+    DARTS.name: partial(DARTSRegions, 1),
 }

@@ -1,13 +1,17 @@
 """Strict settings for every test."""
 
 import os
+import sys
 from pathlib import Path
 
 import hypothesis
 import jax
 import pytest
 
+# `bench` is not installed. Last, so that the package under test is the installed one.
+sys.path.append(str(Path(__file__).parents[1]))
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_num_cpu_devices", 4)
 # A busy machine is no reason to fail.
 hypothesis.settings.register_profile("strict", deadline=None)
 hypothesis.settings.load_profile("strict")

@@ -13,7 +13,7 @@ Path = tuple[str, ...]
 Leaves = Iterator[tuple[Path, np.ndarray]]
 
 
-def nas_bench_201_params(weights: Weights, dtype: type) -> dict:
+def nas_bench_201_params(weights: Weights, dtype: type) -> dict[str, dict]:
     """The tree of `NASBench201Supernet`, or of `NASBench201Regions` when there is only one cell."""
     cells = [key.split(".")[1] for key in weights if key.startswith("cells.")]
     if len(set(cells)) == 1:
@@ -21,12 +21,12 @@ def nas_bench_201_params(weights: Weights, dtype: type) -> dict:
     return _tree(_supernet_201(weights), dtype)
 
 
-def darts_params(weights: Weights, dtype: type) -> dict:
+def darts_params(weights: Weights, dtype: type) -> dict[str, dict]:
     """The tree of `DARTSSupernet`, a superset of that of `DARTSRegions`."""
     return _tree(_darts(weights), dtype)
 
 
-def _tree(leaves: Leaves, dtype: type) -> dict:
+def _tree(leaves: Leaves, dtype: type) -> dict[str, dict]:
     return traverse_util.unflatten_dict({path: value.astype(dtype) for path, value in leaves})
 
 
@@ -97,7 +97,7 @@ def _factorized_reduction(weights: Weights, path: Path, prefixes: list[str]) -> 
             yield (*half, leaf), np.split(values, [values.shape[1] - kernels.shape[-1]], 1)[i]
 
 
-def _regions_201(weights: Weights, cell: int = 0, name: str = "cell") -> Leaves:
+def _regions_201(weights: Weights) -> Leaves:
     yield from _cell_201(weights, 0, "cell")
     yield from _norm(weights, ("norm",), ["lastact.0"])
 
@@ -128,11 +128,11 @@ def _supernet_201(weights: Weights) -> Leaves:
 
 def _darts(weights: Weights) -> Leaves:
     yield from _conv_batch_norm(weights, ("stem",), "stem", 0)
-    for index, name in enumerate(DARTS.cell_types):
+    for index in range(len(DARTS.cell_types)):
         for i in range(2):
-            path = ("cells", f"preprocess_{name}_{i}", "conv")
+            path = ("cells", f"input_{index}_{i}", "conv")
             yield from _conv_batch_norm(weights, path, f"cells.{index}.preprocess{i}.op")
-        yield from _cell(weights, DARTS, ("cells", f"cell_{name}"), partial(_darts_op, index))
+        yield from _cell(weights, DARTS, ("cells", f"cell_{index}"), partial(_darts_op, index))
     yield from _norm(weights, ("norm",), ["lastact.0"])
     yield from _head(weights)
 

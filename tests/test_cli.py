@@ -195,48 +195,47 @@ def test_a_bug_shows_its_traceback(scorer, monkeypatch):
 CONFIGURE = """
 import os, sys
 from tenas_jax.runtime import configure_jax
-devices = configure_jax(3, sys.argv[1])
+devices = configure_jax(int(sys.argv[1]), sys.argv[2])
 import jax
 jax.jit(lambda x: x + 1)(0)
-print(len(devices), devices[0].platform, os.environ["XLA_FLAGS"])
+print(len(devices), devices[0].platform, len(os.sched_getaffinity(0)))
 print(jax.config.jax_compilation_cache_dir)
 """
 
 
 @pytest.mark.parametrize(
-    ("cache", "flags", "printed", "complaint"),
+    ("devices", "cache", "complaint"),
     [
-        ("cache", "", "--xla_cpu_multi_thread_eigen=false", ""),
+        (3, "cache", ""),
         (
+            3,
             "/dev/null/cache",
-            "--xla_cpu_multi_thread_eigen=true",
-            "--xla_cpu_multi_thread_eigen=true",
             "tenas: compiling without the cache /dev/null/cache: Not a directory\n",
         ),
+        (1, "cache", ""),
     ],
 )
-def test_jax_starts_with_its_devices_and_cache(tmp_path, cache, flags, printed, complaint):
+def test_jax_starts_with_its_devices_and_cache(tmp_path, devices, cache, complaint):
     run = subprocess.run(
-        [sys.executable, "-c", CONFIGURE, cache],
+        [sys.executable, "-c", CONFIGURE, str(devices), cache],
         cwd=tmp_path,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         check=True,
     )
     lines = run.stdout.splitlines()
-    assert lines[0] == f"3 cpu {printed}"
+    cores = 1 if devices == 1 else len(os.sched_getaffinity(0))
+    assert lines[0] == f"{max(2, devices)} cpu {cores}"
     assert lines[1] == (cache if complaint == "" else "None")
     assert run.stderr == complaint
     assert (tmp_path / "cache").is_dir() == (complaint == "")
 
 
 def test_more_devices_than_there_are(monkeypatch):
-    only = jax.devices("cpu")[:1]
+    only = [SimpleNamespace(platform="gpu")]
     config = SimpleNamespace(update=lambda *_: None)
-    one_device = SimpleNamespace(config=config, devices=lambda: only)
-    monkeypatch.setattr(runtime, "jax", one_device)
-    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(runtime, "jax", SimpleNamespace(config=config, devices=lambda: only))
     assert runtime.configure_jax(1, runtime.NO_CACHE) == only
     with pytest.raises(InputError, match="there are 1 devices, not 2: lower --devices"):
         runtime.configure_jax(2, runtime.NO_CACHE)

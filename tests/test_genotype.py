@@ -231,7 +231,7 @@ def test_damaged_text_is_refused_or_read_but_never_crashes(case, data):
     try:
         mask = from_string(space, damaged)
     except InputError as error:
-        assert len(str(error).splitlines()) == 1  # noqa: PT017
+        assert len(str(error).splitlines()) == 1
     else:
         np.testing.assert_array_equal(from_string(space, to_string(space, mask)), mask)
 

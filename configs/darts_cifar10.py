@@ -1,0 +1,25 @@
+"""DARTS space, CIFAR-10, with the settings of the original code.
+
+Paper: W. Chen, X. Gong, Z. Wang, "Neural Architecture Search on ImageNet in Four GPU Hours",
+ICLR 2021, Table 2: 2.63 +- 0.064 % test error after training, 3.8 M parameters, 0.05 GPU days.
+Command: `tenas search darts-cifar10 --data tfds:cifar10 --seed 0`
+Evaluations: 196 + 112 operators until one is left on each edge, then 24 in the six groups of edges
+that end in one node and keep two; 3 repeats each.
+
+Unlike the original, the unpruned network is measured again after each group, for the kernel too.
+"""
+
+from tenas_jax.config import NTKConfig, RegionsConfig, SearchConfig
+
+CONFIG = SearchConfig(
+    space="darts",
+    image_size=32,
+    padding=4,
+    num_classes=10,
+    repeats=3,
+    prune_number=3,
+    combination="sum",
+    decimals=3,
+    ntk=NTKConfig(batch_size=14, initializer="pytorch"),
+    regions=RegionsConfig(batch_size=1000, batches=3, patch_size=3, initializer="pytorch"),
+)

@@ -1,0 +1,29 @@
+"""DARTS space, ImageNet, with the settings of the original code.
+
+Paper: W. Chen, X. Gong, Z. Wang, "Neural Architecture Search on ImageNet in Four GPU Hours",
+ICLR 2021, Table 3: 24.5 / 7.5 % top-1 / top-5 error after training, 5.4 M parameters, 0.17 GPU
+days.
+Command: `tenas search darts-imagenet --data tfds:imagenet2012 --seed 0`, or with
+`--data folder:PATH` for
+a tree of images.
+Evaluations: 196 + 140 + 84 operators until one is left on each edge, then 24 in the six groups of
+edges that end in one node and keep two; 3 repeats each.
+
+Images are resized to 32 x 32. Unlike the original, the unpruned network is measured again after
+each group, for the kernel too.
+"""
+
+from tenas_jax.config import NTKConfig, RegionsConfig, SearchConfig
+
+CONFIG = SearchConfig(
+    space="darts",
+    image_size=32,
+    padding=4,
+    num_classes=1000,
+    repeats=3,
+    prune_number=2,
+    combination="sum",
+    decimals=3,
+    ntk=NTKConfig(batch_size=24, initializer="pytorch"),
+    regions=RegionsConfig(batch_size=1000, batches=3, patch_size=3, initializer="pytorch"),
+)

@@ -1,0 +1,117 @@
+"""Rows are measured with one compilation, the same on any number of devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+from tenas_jax.batch_minor import BATCH_MINOR
+from tenas_jax.config import NTKConfig, RegionsConfig, SearchConfig
+from tenas_jax.data import ImageSet
+from tenas_jax.scoring import SupernetScorer, initialized, make_measure, make_scorer
+from tenas_jax.search import run_search
+from tenas_jax.spaces import NAS_BENCH_201
+from tenas_jax.supernet import NTK_NETWORKS
+
+CONFIG = SearchConfig(
+    images=16,
+    image_size=8,
+    padding=1,
+    repeats=2,
+    ntk=NTKConfig(batch_size=6),
+    regions=RegionsConfig(batch_size=20, batches=2),
+)
+
+
+@pytest.fixture(scope="module")
+def image_set():
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), np.uint8)
+    return ImageSet(pixels, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "noise")
+
+
+@pytest.fixture(scope="module")
+def traced(image_set):
+    """A scorer on four devices that counts how often a row is traced."""
+    count = []
+    measure = make_measure(CONFIG, NAS_BENCH_201, image_set)
+
+    def counting(*arguments):
+        count.append(1)
+        return measure(*arguments)
+
+    scorer = SupernetScorer(counting, NAS_BENCH_201, image_set.images, jax.devices()[:4])
+    scorer.compile()
+    return scorer, count
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Eight keys and masks: the supernet, and others with some operators pruned."""
+    masks = np.tile(NAS_BENCH_201.initial_mask(), (8, 1, 1, 1))
+    masks[1:] &= np.random.default_rng(0).random(masks[1:].shape) < 0.7
+    return jax.random.split(jax.random.key(0), 2)[np.arange(8) // 4], masks
+
+
+def measured(scorer, rows):
+    keys, masks = rows
+    starts = range(0, len(masks), scorer.batch_rows)
+    batches = [slice(start, start + scorer.batch_rows) for start in starts]
+    return np.concatenate([scorer(keys[batch], masks[batch]) for batch in batches])
+
+
+def test_a_row_does_not_depend_on_the_number_of_devices(traced, rows, image_set):
+    scorer, _ = traced
+    pair = make_scorer(CONFIG, NAS_BENCH_201, image_set, jax.devices()[:2])
+    pair.compile()
+    np.testing.assert_array_equal(measured(scorer, rows), measured(pair, rows))
+
+
+def test_a_row_depends_on_its_key_and_mask_only(traced, rows):
+    scorer, _ = traced
+    keys, masks = rows
+    order = np.array([5, 0, 7, 2, 1, 3, 4, 6])
+    np.testing.assert_array_equal(
+        measured(scorer, (keys[order], masks[order])), measured(scorer, rows)[order]
+    )
+
+
+def test_measurements_are_of_this_key_and_mask(traced, rows):
+    values = measured(*traced[:1], rows)
+    assert values.shape == (8, 2)
+    assert len(np.unique(values[:, 0])) == 8
+    assert (values[:, 0] > 1).all()
+    assert ((values[:, 1] >= 1) & (values[:, 1] <= 40)).all()
+
+
+def test_a_whole_search_traces_a_row_once(traced, tmp_path):
+    scorer, count = traced
+    result = run_search(
+        CONFIG,
+        scorer,
+        tmp_path,
+        preset="test",
+        data_fingerprint="noise",
+        device="test",
+    )
+    assert result["evaluations"] == 54
+    assert len(result["rounds"]) == 3
+    assert len(count) == 1
+
+
+def test_rows_with_one_key_share_weights():
+    network = NTK_NETWORKS["nas-bench-201"](10, BATCH_MINOR, "pytorch")
+    x = jnp.zeros((2, 8, 8, 3))
+    mask = jnp.asarray(NAS_BENCH_201.initial_mask())
+    pruned = mask.at[0, :, 3].set(False)
+    key = jax.random.key(0)
+    left, right = (initialized(network, "pytorch", key, x, m) for m in (mask, pruned))
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), left, right))
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_a_row_lowers_for_accelerators(platform, image_set):
+    measure = jax.jit(make_measure(CONFIG, NAS_BENCH_201, image_set))
+    arguments = (jax.random.key(0), NAS_BENCH_201.initial_mask(), image_set.images)
+    exported = export.export(measure, platforms=[platform])(*arguments)
+    assert exported.platforms == (platform,)
