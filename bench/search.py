@@ -77,7 +77,9 @@ def run_tenas(start: str, folder: Path, batch: int, deadline: float) -> Search:
     words += ["--images", str(IMAGES), "--ntk.batch-size", str(batch)]
     began = time.monotonic()
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen([sys.executable, "-c", COMMAND, *words], stdout=log, stderr=log)
+        # -P: the installed package, not this folder, which lacks its presets.
+        command = [sys.executable, "-P", "-c", COMMAND, *words]
+        process = subprocess.Popen(command, stdout=log, stderr=log)
     search = Search(start)
     trace = workdir / "trace.jsonl"
     ended = 0

@@ -3,6 +3,7 @@
 import inspect
 from types import ModuleType
 
+from tenas_jax.config import SearchConfig
 from tenas_jax.configs import (
     darts_cifar10,
     darts_cifar10_paper,
@@ -11,8 +12,6 @@ from tenas_jax.configs import (
     nas_bench_201,
     nas_bench_201_paper,
 )
-
-from tenas_jax.config import SearchConfig
 from tenas_jax.errors import InputError
 
 DEFAULT_PRESET = "nas-bench-201"

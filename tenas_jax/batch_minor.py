@@ -44,7 +44,7 @@ from tenas_jax.stencils import (
 
 
 class Window(NamedTuple):
-    """Geometry of a convolution of stride 1: side of the square kernel, padding before and after."""
+    """Geometry of a convolution of stride 1: side of the kernel, padding before and after."""
 
     size: int
     low: int

@@ -21,7 +21,15 @@ from rich.progress import Progress as ProgressBar
 from tenas_jax.config import SearchConfig
 from tenas_jax.configs import DEFAULT_PRESET, PRESETS, get_preset, summary
 from tenas_jax.errors import InputError
-from tenas_jax.runtime import configure_jax, default_cache
+from tenas_jax.runtime import (
+    Cluster,
+    LostProcess,
+    configure_jax,
+    default_cache,
+    is_main,
+    leave,
+    shared_errors,
+)
 
 if TYPE_CHECKING:
     from tenas_jax.search import Progress
@@ -45,13 +53,34 @@ class SearchOptions:
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Go on with the interrupted search in the work directory."""
     devices: int | None = None
-    """Devices to share the work; None is all of them, on a CPU one per core."""
+    """Devices that share the work, of each process; None is all, on a CPU one per core."""
     compilation_cache: str = field(default_factory=default_cache)
     """Folder that keeps compiled programs for later searches; none keeps nothing."""
+    distributed: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Share the work with other processes that are started with the same words."""
+    coordinator_address: str | None = None
+    """HOST:PORT on which process 0 listens; None asks the cluster's environment."""
+    process_count: int | None = None
+    """Number of processes; None asks the cluster's environment."""
+    process_id: int | None = None
+    """Which process this is, from 0; None asks the cluster's environment."""
 
     def __post_init__(self) -> None:
         if self.devices is not None and self.devices < 1:
             raise InputError(f"devices must be at least 1, not {self.devices}")
+        if not self.distributed and self._cluster != Cluster():
+            raise InputError(
+                "--coordinator-address, --process-count and --process-id need --distributed"
+            )
+
+    @property
+    def cluster(self) -> Cluster | None:
+        """The processes to share the work with, if any."""
+        return self._cluster if self.distributed else None
+
+    @property
+    def _cluster(self) -> Cluster:
+        return Cluster(self.coordinator_address, self.process_count, self.process_id)
 
 
 class Terminated(BaseException):
@@ -65,7 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after `tenas`; None: those of this process.
 
     Returns:
-        Exit code: 0, 2 for bad input, 130 or 143 after SIGINT or SIGTERM.
+        Exit code: 0, 1 if another process of the search ended, 2 for bad input, 130 or 143 after
+            SIGINT or SIGTERM.
 
     Example:
         >>> main(["--version"]) # doctest: +ELLIPSIS
@@ -80,12 +110,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif command == "--version":
             print("tenas_jax", metadata.version("tenas_jax"))
         elif command in COMMANDS:
-            return COMMANDS[command](arguments)
+            return leave(COMMANDS[command](arguments))
         else:
             raise InputError(f"unknown command {command!r}: choose one of {', '.join(COMMANDS)}")
     except InputError as error:
         _complain(str(error))
-        return 2
+        return leave(2)
+    except LostProcess as error:
+        _complain(str(error))
+        return leave(1)
     return 0
 
 
@@ -197,21 +230,23 @@ def show_progress(console: Console) -> "Iterator[Callable[[Progress], None]]":
 def _search(preset: str, options: SearchOptions, workdir: Path) -> None:
     # Bad flags and --help need not wait for what these import.
     from tenas_jax import data, genotype, report, scoring
-    from tenas_jax.search import evaluations_per_round, run_search
+    from tenas_jax.search import evaluations_per_round, run_search, search_settings
     from tenas_jax.spaces import get_space
-    from tenas_jax.workdir import file_errors
+    from tenas_jax.workdir import file_errors, shared_workdir
 
-    config, console = options.config, Console()
+    config = options.config
     space = get_space(config.space)
-    devices = configure_jax(options.devices, options.compilation_cache)
-    images = data.load_images(
-        config.data,
-        image_size=config.image_size,
-        limit=config.images,
-        minimum=config.ntk.batch_size,
-        seed=config.seed,
-        data_dir=config.data_dir,
-    )
+    devices = configure_jax(options.devices, options.compilation_cache, options.cluster)
+    console = Console(quiet=not is_main())
+    with shared_errors():
+        images = data.load_images(
+            config.data,
+            image_size=config.image_size,
+            limit=config.images,
+            minimum=config.ntk.batch_size,
+            seed=config.seed,
+            data_dir=config.data_dir,
+        )
     device = f"{len(devices)} x {devices[0].device_kind}"
     first_round = evaluations_per_round(space, config.prune_number)[0]
     _say(
@@ -219,21 +254,29 @@ def _search(preset: str, options: SearchOptions, workdir: Path) -> None:
         f"{preset}: space {space.name}, {len(images.images)} images of {config.data}, "
         f"{device}, {first_round} evaluations in round 1, {config.repeats} repeats each",
     )
-    with show_progress(console) as progress:
+    settings = search_settings(config, preset, images.fingerprint)
+    with (
+        shared_workdir(workdir, settings, resume=options.resume) as folder,
+        show_progress(console) as progress,
+    ):
         result = run_search(
             config,
             scoring.make_scorer(config, space, images, devices),
-            workdir,
+            folder,
             preset=preset,
             data_fingerprint=images.fingerprint,
             device=device,
-            resume=options.resume,
+            # A copy of process 0's files holds this search in any case.
+            resume=options.resume or not is_main(),
             progress=progress,
         )
+    if not is_main():
+        return
     with file_errors(workdir):
         mask = genotype.from_string(space, result["genotype"])
         report.write_plots(result, space, mask, workdir)
     console.print(report.summary(result))
+    _say(console, f"genotype {result['genotype']}")
     _say(console, f"files are in {workdir}")
 
 

@@ -48,7 +48,7 @@ def empirical_ntk(
         engine: `chunked` (vector-Jacobian products over chunks of cotangents) or `neural-tangents`
             (its JACOBIAN_CONTRACTION: all cotangents at once).
         chunk_size: cotangents per backward pass of the chunked engine. By default 1 on a CPU, where
-            more push the activations out of cache, and 8 elsewhere.
+            more push the activations out of cache, and all elsewhere, which takes the most memory.
         select: whether the parameter at a path takes part in the kernel; by default all but biases.
 
     Returns:
@@ -89,14 +89,17 @@ def _jacobian(
         return ravel_pytree(pullback(cotangent))[0]
 
     cotangents = jnp.eye(values.size, dtype=values.dtype)
-    chunk = min(chunk_size or default_chunk_size(), values.size)
+    chunk = min(chunk_size or default_chunk_size(values.size), values.size)
     jacobian: Array = lax.map(row, cotangents, batch_size=None if chunk == 1 else chunk)
     return jacobian
 
 
-def default_chunk_size() -> int:
-    """Cotangents per backward pass: on a CPU caches decide, elsewhere the number of launches."""
-    return 1 if jax.default_backend() == "cpu" else 8
+def default_chunk_size(n: int) -> int:
+    """Cotangents per backward pass, of n: on a CPU caches decide, elsewhere kernel launches.
+
+    On one core 1.14 s for 72 images with 1, 1.67 with 2, 1.73 with 4; on a GPU not measured.
+    """
+    return 1 if jax.default_backend() == "cpu" else n
 
 
 def condition_number(ntk: Float[Array, "n n"]) -> Float[Array, ""]:

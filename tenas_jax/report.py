@@ -92,7 +92,7 @@ def _trajectory(rounds: Sequence[Mapping[str, Any]]) -> Figure:
     for start, end in pairwise(points):
         axes.add_patch(_arrow(start, end, ARROW_COLOR, shrinkA=4, shrinkB=4, clip_on=False))
     markers = (
-        (finite, "o", "numbered by round"),
+        (finite, "o", "numbered by round, from 1"),
         (~finite, "^", "not finite (singular kernel), drawn at the top edge"),
     )
     for chosen, marker, label in markers:
@@ -104,7 +104,7 @@ def _trajectory(rounds: Sequence[Mapping[str, Any]]) -> Figure:
     places = axes.transData.transform(points) * scale
     offsets = _label_offsets(places, *axes.bbox.get_points() * scale)
     for entry, point, offset, color in zip(rounds, points, offsets, colors, strict=True):
-        label, (dx, dy) = str(entry["round"]), offset
+        label, (dx, dy) = str(entry["round"] + 1), offset
         axes.annotate(label, point, (dx, dy), textcoords="offset points", color=color, **CENTERED)
     return figure
 
@@ -154,7 +154,7 @@ def _pruning_map(
         axes.imshow(colors[cell], aspect="auto")
         for edge, op in np.argwhere(when[cell] >= 0):
             color = "white" if shade[cell, edge, op] > 0.55 else "black"
-            axes.text(op, edge, str(when[cell, edge, op]), color=color, **CENTERED)
+            axes.text(op, edge, str(when[cell, edge, op] + 1), color=color, **CENTERED)
         axes.set_xticks(range(ops), space.ops, rotation=40, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(edges), [f"{target}<-{source}" for source, target in space.edges])
         axes.hlines(np.arange(1, edges) - 0.5, -0.5, ops - 0.5, color="white", linewidth=1)
@@ -215,9 +215,9 @@ def _draw_cell(axes: Axes, space: SearchSpace, mask: Bool[np.ndarray, "edge op"]
     captions[output] = "output" if output < space.num_nodes else "output (concatenation)"
     for node, circle in enumerate(circles):
         axes.add_patch(circle)
-        _text(axes, node, 0, str(node) if node < space.num_nodes else "out")
+        _text(axes, float(node), 0.0, str(node) if node < space.num_nodes else "out")
         side = 1 if node == space.num_nodes else -1  # where there are no arrows
-        _text(axes, node, side * (NODE_RADIUS + 0.06), captions.get(node, ""))
+        _text(axes, float(node), side * (NODE_RADIUS + 0.06), captions.get(node, ""))
     for edge, op in np.argwhere(mask):
         source, target = space.edges[edge]
         height, color = _arc_height(target - source), OP_COLORS[op % len(OP_COLORS)]
@@ -255,13 +255,13 @@ def _arrow(start: Any, end: Any, color: Any, **style: Any) -> FancyArrowPatch:
 
 
 def summary(result: Mapping[str, Any]) -> RenderableType:
-    """The result of a search for the console: genotype, counts, times, rounds.
+    """The result of a search for the console: counts, times, rounds; not the genotype.
 
     Args:
         result: content of `result.json`.
 
     Returns:
-        Something for `rich.print`; a genotype wider than the console is folded.
+        Something for `rich.print`.
 
     Example:
         >>> from rich.console import Console
@@ -269,15 +269,14 @@ def summary(result: Mapping[str, Any]) -> RenderableType:
         >>> metrics = {"kappa": 120.5, "regions": 900}
         >>> pruned = [{"cell": "cell", "edge": 0, "op": "skip_connect"}]
         >>> entry = {"round": 0, "metrics": metrics, "candidates": [{}, {}], "pruned": pruned}
-        >>> result = {"genotype": "|none~0|", "preset": "mine", "data": "photos", "seed": 0}
+        >>> result = {"preset": "mine", "data": "photos", "seed": 0}
         >>> result |= {"evaluations": 2, "nonfinite": 0, "device": "cpu", "seconds": seconds}
         >>> Console(width=80).print(summary(result | {"rounds": [entry]}))  # doctest: +ELLIPSIS
-        genotype     |none~0|...
+        search       mine, data photos, seed 0...
     """
     seconds = result["seconds"]
     parts = f"compilation {seconds['compile']:.1f} s, measurement {seconds['measure']:.1f} s"
     facts = {
-        "genotype": result["genotype"],
         "search": f"{result['preset']}, data {result['data']}, seed {result['seed']}",
         "evaluations": f"{result['evaluations']}, of them not finite: {result['nonfinite']}",
         "time": f"{seconds['total']:.1f} s ({parts})",
@@ -296,5 +295,5 @@ def summary(result: Mapping[str, Any]) -> RenderableType:
         values = [f"{float(entry['metrics'][name]):.5g}" for name in metrics]
         counts = Counter(pruned["op"] for pruned in entry["pruned"]).most_common()
         pruned_ops = ", ".join(f"{op}:{count}" for op, count in counts)
-        table.add_row(str(entry["round"]), str(len(entry["candidates"])), *values, pruned_ops)
+        table.add_row(str(entry["round"] + 1), str(len(entry["candidates"])), *values, pruned_ops)
     return Group(head, Text(), table)

@@ -1,16 +1,78 @@
-"""How commands start JAX: its devices, its threads, its cache of compiled programs."""
+"""How commands start JAX: its devices, threads, cache of compiled programs, and processes.
 
+Every process of a distributed search runs the same host loop, in step: what a search does next
+follows from its measurements, which all of them get. This module alone knows how they talk.
+"""
+
+import ctypes
 import os
+import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Shaped
 
 from tenas_jax.errors import InputError
 
 NO_CACHE = "none"
+# A process that is silent for so long is given up; one that is killed is noticed at once.
+HEARTBEAT_SECONDS = 30
+# At the end processes wait for each other, and for the plots of process 0.
+SHUTDOWN_SECONDS = 120
+
+
+class LostProcess(Exception):
+    """Another process of this search has ended."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "another process of this search has ended: see what it said, then start all of them "
+            "again with --resume"
+        )
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The processes of a search; what is None is asked of the cluster's environment.
+
+    Attributes:
+        coordinator_address: HOST:PORT on which process 0 is to listen.
+        process_count: number of processes.
+        process_id: which of them this one is, from 0.
+
+    Raises:
+        InputError: a value cannot be used.
+
+    Example:
+        >>> Cluster("node0", process_count=2, process_id=0)
+        Traceback (most recent call last):
+        ...
+        tenas_jax.errors.InputError: coordinator-address must be HOST:PORT, not 'node0'
+    """
+
+    coordinator_address: str | None = None
+    process_count: int | None = None
+    process_id: int | None = None
+
+    def __post_init__(self) -> None:
+        address, count, index = self.coordinator_address, self.process_count, self.process_id
+        if address is not None:
+            host, _, port = address.rpartition(":")
+            if not (host and port.isdecimal()):
+                raise InputError(f"coordinator-address must be HOST:PORT, not {address!r}")
+        if count is not None and count < 1:
+            raise InputError(f"process-count must be at least 1, not {count}")
+        if index is not None and index < 0:
+            raise InputError(f"process-id must be at least 0, not {index}")
+        if count is not None and index is not None and index >= count:
+            raise InputError(f"process-id must be less than process-count {count}, not {index}")
 
 
 def default_cache() -> str:
@@ -23,26 +85,31 @@ def default_cache() -> str:
     return str(Path(root) / "tenas_jax")
 
 
-def configure_jax(devices: int | None, compilation_cache: str) -> Sequence[jax.Device]:
+def configure_jax(
+    devices: int | None, compilation_cache: str, cluster: Cluster | None = None
+) -> Sequence[jax.Device]:
     """Choose JAX's devices and its cache; to be called before JAX starts.
 
     A CPU is always two devices at least, on one core if need be: a program for one device is
     compiled in another way than one for several, and its results differ in the last bit.
 
     Args:
-        devices: how many devices to use; None: all, on a CPU one per core.
+        devices: how many devices each process uses; None: all, on a CPU one per core.
         compilation_cache: folder of compiled programs, or `none`.
+        cluster: the processes to join; None: there is only this one.
 
     Returns:
-        The devices.
+        The devices of all processes.
 
     Raises:
-        InputError: there are fewer devices.
+        InputError: there are fewer devices, or no cluster to join.
     """
     jax.config.update("jax_num_cpu_devices", max(2, devices or _cores()))
     if compilation_cache != NO_CACHE and _is_writable(Path(compilation_cache)):
         jax.config.update("jax_compilation_cache_dir", compilation_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if cluster is not None:
+        _join(cluster, devices)
     available = jax.devices()
     if available[0].platform == "cpu":
         if devices == 1 and hasattr(os, "sched_setaffinity"):
@@ -50,7 +117,202 @@ def configure_jax(devices: int | None, compilation_cache: str) -> Sequence[jax.D
         return available
     if devices is not None and devices > len(available):
         raise InputError(f"there are {len(available)} devices, not {devices}: lower --devices")
-    return available[:devices]
+    # A process of a cluster sees no more devices than it is to use.
+    return available[:devices] if cluster is None else available
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes files and prints: process 0, or the only one.
+
+    Returns:
+        The same answer at any time.
+    """
+    return jax.process_index() == 0
+
+
+def place(x: Shaped[Array | np.ndarray, "..."], sharding: NamedSharding) -> Shaped[Array, "..."]:
+    """Put an array, the same in every process, on the devices of all.
+
+    Args:
+        x: the whole array.
+        sharding: which part of it each device holds.
+
+    Returns:
+        The array on the devices.
+    """
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+
+def gather(x: Shaped[Array, "..."]) -> Shaped[np.ndarray, "..."]:
+    """Give every process the whole of an array.
+
+    Args:
+        x: an array on the devices of all processes.
+
+    Returns:
+        Its values.
+
+    Raises:
+        LostProcess: another process has ended.
+    """
+    if x.is_fully_addressable:
+        return np.asarray(x)
+    try:
+        # The devices of a process wait only some seconds for each other.
+        jax.block_until_ready(x)
+        return np.asarray(_replicated(x))
+    except jax.errors.JaxRuntimeError as error:
+        raise LostProcess from error
+
+
+def exchange(text: str) -> list[str]:
+    """Give every process the texts of all.
+
+    Args:
+        text: that of this process.
+
+    Returns:
+        One text for each process, in order.
+
+    Raises:
+        LostProcess: another process has ended.
+
+    Example:
+        >>> exchange("of the only process")
+        ['of the only process']
+    """
+    if jax.process_count() == 1:
+        return [text]
+    characters = np.frombuffer(text.encode(), np.uint8)
+    lengths = _of_each_process(np.array([len(characters)]))[:, 0]
+    padded = np.pad(characters, (0, max(lengths) - len(characters)))
+    rows = _of_each_process(padded)
+    return [row[:n].tobytes().decode() for row, n in zip(rows, lengths, strict=True)]
+
+
+@contextmanager
+def shared_errors() -> Iterator[None]:
+    """Wait for all processes to end this context, and raise in all of them what one raises.
+
+    Raises:
+        InputError: as in the context, here or in another process.
+        LostProcess: another process has ended.
+
+    Example:
+        >>> with shared_errors():
+        ...     raise InputError("seed must be at least 0, not -1")
+        Traceback (most recent call last):
+        ...
+        tenas_jax.errors.InputError: seed must be at least 0, not -1
+    """
+    own = None
+    try:
+        yield
+    except InputError as error:
+        own = error
+    texts = exchange("" if own is None else str(own))
+    if any(texts):
+        # Nobody is to take the end of another process for its loss.
+        jax.distributed.shutdown()
+        process = next(index for index, text in enumerate(texts) if text)
+        raise own or InputError(f"process {process}: {texts[process]}")
+
+
+def leave(code: int) -> int:
+    """End the search of this process.
+
+    Args:
+        code: its exit code. If it is not 0, the process ends here: others may wait for it in the
+            middle of their search, so that there is no end to wait for.
+
+    Returns:
+        The exit code.
+    """
+    if jax.distributed.is_initialized():
+        if code:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        jax.distributed.shutdown()
+    return code
+
+
+def _join(cluster: Cluster, devices: int | None) -> None:
+    _explain_abort("cannot join the other processes of this search, for the reason above")
+    # It would swallow SIGTERM.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            cluster.coordinator_address,
+            cluster.process_count,
+            cluster.process_id,
+            local_device_ids=None if devices is None else list(range(devices)),
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+        )
+    except ValueError as error:
+        raise InputError(
+            "no cluster found: give --coordinator-address, --process-count and --process-id"
+        ) from error
+    except RuntimeError as error:
+        raise InputError(f"cannot join the other processes of this search: {error}") from error
+    _explain_abort(str(LostProcess()))
+    with _without_stdout():
+        exchange("")  # the first time Gloo, which connects the processes of CPUs, prints a greeting
+
+
+@contextmanager
+def _without_stdout() -> Iterator[None]:
+    """Discard what even C++ code prints."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _explain_abort(line: str) -> None:
+    """Let JAX abort this process with a line for the user and exit code 1.
+
+    A thread of its C++ aborts when a process is lost, and offers no callback that works; a signal
+    handler of Python's own would have to wait for the main thread.
+    """
+
+    def explain(_: int) -> None:
+        print(f"tenas: {line}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(explain)
+    _abort_handlers.append(handler)
+    ctypes.CDLL(None).signal(signal.SIGABRT, handler)
+
+
+# C keeps no reference to them.
+_abort_handlers: list[Callable[[int], None]] = []
+
+
+def _of_each_process(mine: Shaped[np.ndarray, " n"]) -> Shaped[np.ndarray, "process n"]:
+    devices = jax.devices()
+    rows = np.broadcast_to(mine, (len(devices), *mine.shape))
+    mesh = Mesh(np.array(devices), ("device",))
+    of_each_device = gather(place(rows, NamedSharding(mesh, PartitionSpec("device"))))
+    owners = [device.process_index for device in devices]
+    return of_each_device[[owners.index(process) for process in range(jax.process_count())]]
+
+
+def _replicated(x: Array) -> Array:
+    assert isinstance(x.sharding, NamedSharding)
+    everywhere = NamedSharding(x.sharding.mesh, PartitionSpec())
+    whole: Array = jax.jit(_identity, out_shardings=everywhere)(x)
+    return whole
+
+
+def _identity(x: Array) -> Array:
+    return x
 
 
 def _cores() -> int:

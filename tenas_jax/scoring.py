@@ -7,7 +7,7 @@ that draw (common random numbers), whatever their masks.
 import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -23,6 +23,7 @@ from tenas_jax.initializers import initialize
 from tenas_jax.linear_regions import count_linear_regions
 from tenas_jax.ntk import ntk_condition_number
 from tenas_jax.ops import PATTERNS
+from tenas_jax.runtime import gather, place
 from tenas_jax.sampling import sample_images, sample_patches
 from tenas_jax.search import Metric
 from tenas_jax.spaces import SearchSpace
@@ -67,13 +68,11 @@ def make_measure(config: SearchConfig, space: SearchSpace, image_set: ImageSet) 
             images_key, images, ntk.batch_size, padding=config.padding, **normalization
         )
         params = initialized(network, ntk.initializer, weights_key, x, mask)
-        return ntk_condition_number(
-            lambda params, x: network.apply({"params": params}, x, mask),
-            params,
-            x,
-            engine=ntk.engine,
-            chunk_size=ntk.chunk_size,
-        )
+
+        def logits(params: PyTree, x: Array) -> Array:
+            return cast(Array, network.apply({"params": params}, x, mask))
+
+        return ntk_condition_number(logits, params, x, engine=ntk.engine, chunk_size=ntk.chunk_size)
 
     def count(key: Array, mask: Array, images: Array) -> Int[Array, ""]:
         weights_key, patches_key = jax.random.split(key)
@@ -136,14 +135,14 @@ class SupernetScorer:
         self.compile_seconds = 0.0
         mesh = Mesh(np.array(devices), ("row",))
         self._row_sharding = NamedSharding(mesh, PartitionSpec("row"))
-        self._images = jax.device_put(images, NamedSharding(mesh, PartitionSpec()))
+        self._images = place(images, NamedSharding(mesh, PartitionSpec()))
         rows = PartitionSpec("row")
         # One row after the other on each device: a row's result cannot depend on its neighbors, and
         # `lax.cond` skips what the row has pruned.
-        self._measure = jax.jit(
+        self._measure: jax.stages.Wrapped | jax.stages.Compiled = jax.jit(
             jax.shard_map(
                 lambda keys, masks, images: jax.lax.map(
-                    lambda row: measure(*row, images), (keys, masks)
+                    lambda row: measure(row[0], row[1], images), (keys, masks)
                 ),
                 mesh=mesh,
                 in_specs=(rows, rows, PartitionSpec()),
@@ -176,23 +175,23 @@ class SupernetScorer:
             A column for each of `metrics`, float64 [row, metric].
         """
         measured = self._measure(*self._placed(keys, masks), self._images)
-        return np.stack([np.asarray(column, np.float64) for column in measured], 1)
+        return np.stack([gather(column).astype(np.float64) for column in measured], 1)
 
     def _placed(self, keys: Array, masks: np.ndarray) -> tuple[Array, Array]:
-        return jax.device_put((keys, masks), self._row_sharding)
+        return place(keys, self._row_sharding), place(masks, self._row_sharding)
 
 
 # One thread for each device: every core is a device. The older kernel generator compiles the many
 # small kernels in two thirds of the time; 512-bit vectors run a fifth faster where there are any.
-CPU_OPTIONS: dict[str, bool | int] = {
+CPU_OPTIONS: dict[str, str | bool] = {
     "xla_cpu_multi_thread_eigen": False,
-    "xla_cpu_prefer_vector_width": 512,
+    "xla_cpu_prefer_vector_width": "512",
     "xla_cpu_use_fusion_emitters": False,
 }
 
 
 @functools.cache
-def compiler_options(platform: str) -> dict[str, bool | int]:
+def compiler_options(platform: str) -> dict[str, str | bool]:
     """Options of XLA that make these programs faster, as far as this version of it has them.
 
     Args:

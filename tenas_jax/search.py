@@ -126,8 +126,7 @@ def run_search(
             none and it is true, or cannot be written.
     """
     started = time.perf_counter()
-    settings = {"preset": preset, "data_fingerprint": data_fingerprint, "config": config.to_dict()}
-    open_workdir(workdir, settings, resume=resume)
+    open_workdir(workdir, search_settings(config, preset, data_fingerprint), resume=resume)
     finished = workdir / "result.json"
     if finished.exists():
         stored: Result = read_json(finished)
@@ -185,6 +184,20 @@ def run_search(
     )
     write_json(finished, result)
     return result
+
+
+def search_settings(config: SearchConfig, preset: str, data_fingerprint: str) -> dict[str, Any]:
+    """What decides the outcome of a search, and what its work directory keeps of it.
+
+    Args:
+        config: what is searched.
+        preset: name under which the configuration was chosen.
+        data_fingerprint: hash of the images.
+
+    Returns:
+        The JSON values of `config.json`.
+    """
+    return {"preset": preset, "data_fingerprint": data_fingerprint, "config": config.to_dict()}
 
 
 def evaluations_per_round(space: SearchSpace, prune_number: int) -> list[int]:

@@ -9,13 +9,16 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
 from tenas_jax.config import SearchConfig, differences
 from tenas_jax.errors import InputError
+from tenas_jax.runtime import exchange, is_main, shared_errors
 
 
 @contextmanager
@@ -71,6 +74,40 @@ def open_workdir(workdir: Path, settings: Mapping[str, Any], *, resume: bool) ->
         write_json(config, settings)
         with file_errors(trace):
             trace.touch()
+
+
+@contextmanager
+def shared_workdir(workdir: Path, settings: Mapping[str, Any], *, resume: bool) -> Iterator[Path]:
+    """A work directory for each process of a search: process 0's own, elsewhere a passing copy.
+
+    Args:
+        workdir: the directory of process 0; the others need not see it.
+        settings: what `config.json` is to hold, the same in every process.
+        resume: whether the directory must hold a search already.
+
+    Yields:
+        A directory with the same files in every process.
+
+    Raises:
+        InputError: in every process, if process 0 cannot use its directory or settings differ.
+    """
+    if jax.process_count() == 1:
+        yield workdir
+        return
+    files = {}
+    with shared_errors():
+        _require_agreement([json.loads(each) for each in exchange(json.dumps(settings))])
+        if is_main():
+            open_workdir(workdir, settings, resume=resume)
+            files = _read_files(workdir)
+    files_of_main = json.loads(exchange(json.dumps(files))[0])
+    if is_main():
+        yield workdir
+        return
+    with TemporaryDirectory() as folder:
+        for name, text in files_of_main.items():
+            (Path(folder) / name).write_text(text)
+        yield Path(folder)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -221,6 +258,24 @@ class Trace:
         )
 
 
+def _require_agreement(settings: Sequence[Mapping[str, Any]]) -> None:
+    for process, theirs in enumerate(settings):
+        names = _differing(theirs, settings[0])
+        if names:
+            raise InputError(
+                f"process {process} differs from process 0 in {', '.join(names)}: "
+                "give every process the same preset, flags and images"
+            )
+
+
+def _read_files(workdir: Path) -> dict[str, str]:
+    # Removes what a kill left of a line, and finds damage before the others read a copy of it.
+    _read_lines(workdir / "trace.jsonl")
+    files = [workdir / name for name in ("config.json", "trace.jsonl", "result.json")]
+    with file_errors(workdir):
+        return {file.name: file.read_text() for file in files if file.exists()}
+
+
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     with file_errors(path):
@@ -250,15 +305,19 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 def _require_same(path: Path, settings: Mapping[str, Any]) -> None:
     stored = read_json(path)
     try:
-        names = [name for name in ("preset", "data_fingerprint") if stored[name] != settings[name]]
-        theirs = SearchConfig.from_dict(stored["config"])
+        names = _differing(stored, settings)
     except (KeyError, TypeError, InputError):
         raise InputError(
             f"{path} is of another version: start again in another --workdir"
         ) from None
-    names += differences(theirs, SearchConfig.from_dict(settings["config"]))
     if names:
         raise InputError(
             f"{path.parent} holds a search that differs in {', '.join(names)}: "
             "give the same values or choose another --workdir"
         )
+
+
+def _differing(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[str]:
+    names = [name for name in ("preset", "data_fingerprint") if left[name] != right[name]]
+    configs = (SearchConfig.from_dict(settings["config"]) for settings in (left, right))
+    return [*names, *differences(*configs)]

@@ -48,6 +48,7 @@ def test_pytorch_reference_has_our_kernel(reference: ModuleType, space_name: str
     # Not at the top: the contestants' processes import this module.
     import jax
     import torch
+    from compilation import quick_jit
     from flax.traverse_util import flatten_dict
 
     from tenas_jax.layers import NHWC
@@ -58,7 +59,8 @@ def test_pytorch_reference_has_our_kernel(reference: ModuleType, space_name: str
     network = NTK_NETWORKS[space_name](10, NHWC, "pytorch")
     generator = np.random.default_rng(0)
     images = generator.standard_normal((3, 8, 8, 3), np.float32)
-    shapes = jax.eval_shape(network.init, jax.random.key(0), images, mask)["params"]
+    arguments = jax.device_put((images, mask))
+    shapes = jax.eval_shape(network.init, jax.random.key(0), *arguments)["params"]
     params = jax.tree.map(
         lambda leaf: generator.uniform(-1, 1, leaf.shape).astype(np.float32), shapes
     )
@@ -69,15 +71,14 @@ def test_pytorch_reference_has_our_kernel(reference: ModuleType, space_name: str
     loop = reference.ntk_loop(theirs, theirs, torch_images).numpy()
     func = reference.ntk_func(theirs, torch_images, chunk_size=2).numpy()
 
-    # Compiled once and run once.
-    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-    def ours(params: Any) -> Any:
+    @quick_jit
+    def ours(params: Any, images: Any, mask: Any) -> Any:
         def logits(params: Any, images: Any) -> Any:
             return network.apply({"params": params}, images, mask)
 
         return empirical_ntk(logits, params, images)
 
-    assert common.relative_error(loop, np.asarray(ours(params))) < 1e-4
+    assert common.relative_error(loop, np.asarray(ours(params, *arguments))) < 1e-4
     assert common.relative_error(func, loop) < 1e-5
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilation import quick_jit
 
 from tenas_jax.batch_minor import BATCH_MINOR
 from tenas_jax.layers import NHWC
@@ -126,7 +127,7 @@ def value_and_gradients(operation, layout, values):
         y = operation(values | {"x": layout.from_nhwc(values["images"])})
         return y if layout is NHWC else y.transpose(3, 0, 2, 1)
 
-    @jax.jit
+    @quick_jit
     def compute(values):
         y, vjp = jax.vjp(forward, values)
         return y, vjp(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))[0]

@@ -128,7 +128,7 @@ def test_trajectory_shows_each_round_at_its_metrics() -> None:
     (axes,) = figure.axes
     (markers,) = axes.collections
     np.testing.assert_array_equal(markers.get_offsets(), [[900, 1000], [950, 6000], [1000, 200]])
-    assert [label.get_text() for label in axes.texts] == ["0", "1", "2"]
+    assert [label.get_text() for label in axes.texts] == ["1", "2", "3"]
     assert sum(isinstance(patch, FancyArrowPatch) for patch in axes.patches) == 2
     assert axes.get_yscale() == "log"
     assert not any("not finite" in text.get_text() for text in drawn_texts(figure))
@@ -186,7 +186,7 @@ def test_pruning_map_shows_the_round_of_every_pruned_operator(space: SearchSpace
             for text in axes.texts
         }
         expected = {
-            ("{1}<-{0}".format(*space.edges[pruned["edge"]]), pruned["op"], str(entry["round"]))
+            ("{1}<-{0}".format(*space.edges[pruned["edge"]]), pruned["op"], str(entry["round"] + 1))
             for entry in result["rounds"]
             for pruned in entry["pruned"]
             if pruned["cell"] == cell
@@ -239,14 +239,14 @@ def test_summary_says_it_all_in_80_columns(space: SearchSpace) -> None:
     lines = capture.get().splitlines()
     text = "".join(capture.get().split())
     assert max(map(len, lines)) <= 80
-    facts = (result["genotype"], "data npz:images[new].npz, seed 0", "332, of them not finite: 17")
+    facts = ("data npz:images[new].npz, seed 0", "332, of them not finite: 17")
     for fact in (*facts, "123.4 s (compilation 18.2 s, measurement 104.9 s)", result["device"]):
         assert "".join(fact.split()) in text
     header = next(index for index, line in enumerate(lines) if line.split()[:1] == ["round"])
     assert lines[header].split() == ["round", "evaluations", "kappa", "regions", "pruned"]
     rows = [line.split() for line in lines[header + 1 :]]
     starts = [row for row in rows if row[0].isdigit()]
-    assert [row[:2] for row in starts] == [[str(index), "11"] for index in range(9)]
+    assert [row[:2] for row in starts] == [[str(index + 1), "11"] for index in range(9)]
     assert starts[1][2] == "inf"
     shown = [word.strip(",").split(":") for row in rows for word in row if ":" in word]
     pruned = [pruned["op"] for entry in result["rounds"] for pruned in entry["pruned"]]

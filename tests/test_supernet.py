@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilation import quick_jit
 from golden_params import darts_params, nas_bench_201_params
 
 from tenas_jax.batch_minor import BATCH_MINOR
@@ -55,7 +56,8 @@ def ntk_case(request):
     space, dtype = request.param
     network = NTK_NETWORKS[space](10, LAYOUTS[dtype], "pytorch")
 
-    @jax.jit
+    # The plain layout takes longer to run, the fast one to compile.
+    @(jax.jit if dtype == "float64" else quick_jit)
     def logits_and_kernel(params, images, mask):
         logits, vjp = jax.vjp(lambda p: network.apply({"params": p}, images, mask), params)
 
@@ -88,7 +90,7 @@ def test_patterns_distinguish_the_same_samples_as_the_originals(space, golden):
         network = REGION_NETWORKS[space](BATCH_MINOR, "pytorch")
         patches = read_images(golden, "lr_input_0", "float64")
 
-        @jax.jit
+        @quick_jit
         def patterns(params, mask):
             _, state = network.apply({"params": params}, patches, mask, mutable=PATTERNS)
             return jnp.concatenate(jax.tree.leaves(state[PATTERNS]), 1)
