@@ -45,6 +45,7 @@ class Processes:
             self.processes.append(
                 subprocess.Popen(
                     [sys.executable, "-c", MAIN, *map(str, given)],
+                    cwd=cache,  # not the checkout, whose sources would shadow what is installed
                     env={**os.environ, "JAX_PLATFORMS": "cpu"},
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
