@@ -5,6 +5,8 @@ ICLR 2021, Table 2: 2.63 +- 0.064 % test error after training, 3.8 M parameters,
 Command: `tenas search darts-cifar10 --data tfds:cifar10 --seed 0`
 Evaluations: 196 + 112 operators until one is left on each edge, then 24 in the six groups of edges
 that end in one node and keep two; 3 repeats each.
+Cost: 9 minutes on two CPU cores (AMD EPYC 9005) busy with other work, where the original is
+projected to take 4.7 hours on one.
 
 Unlike the original, the unpruned network is measured again after each group, for the kernel too.
 """

@@ -8,6 +8,8 @@ Command: `tenas search darts-imagenet --data tfds:imagenet2012 --seed 0`, or wit
 a tree of images.
 Evaluations: 196 + 140 + 84 operators until one is left on each edge, then 24 in the six groups of
 edges that end in one node and keep two; 3 repeats each.
+Cost: 8 minutes on two CPU cores (AMD EPYC 9005) with a folder of images, where the original is
+projected to take 10.5 hours on one.
 
 Images are resized to 32 x 32. Unlike the original, the unpruned network is measured again after
 each group, for the kernel too.
