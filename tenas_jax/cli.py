@@ -212,8 +212,7 @@ def show_progress(console: Console) -> "Iterator[Callable[[Progress], None]]":
 
         yield print_round
         return
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    with ProgressBar(*columns, console=console, transient=True) as bar:
+    with _bar(console) as bar:
         task = bar.add_task("compiling")
 
         def update_bar(progress: "Progress") -> None:
@@ -227,6 +226,13 @@ def show_progress(console: Console) -> "Iterator[Callable[[Progress], None]]":
         yield update_bar
 
 
+def _bar(console: Console) -> ProgressBar:
+    """A progress bar that goes away when it is full; none where there is no terminal."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    off = not console.is_terminal
+    return ProgressBar(*columns, console=console, transient=True, disable=off)
+
+
 def _search(preset: str, options: SearchOptions, workdir: Path) -> None:
     # Bad flags and --help need not wait for what these import.
     from tenas_jax import data, genotype, report, scoring
@@ -238,7 +244,8 @@ def _search(preset: str, options: SearchOptions, workdir: Path) -> None:
     space = get_space(config.space)
     devices = configure_jax(options.devices, options.compilation_cache, options.cluster)
     console = Console(quiet=not is_main())
-    with shared_errors():
+    with shared_errors(), _bar(console) as bar:
+        task = bar.add_task("reading images")
         images = data.load_images(
             config.data,
             image_size=config.image_size,
@@ -246,6 +253,7 @@ def _search(preset: str, options: SearchOptions, workdir: Path) -> None:
             minimum=config.ntk.batch_size,
             seed=config.seed,
             data_dir=config.data_dir,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     device = f"{len(devices)} x {devices[0].device_kind}"
     first_round = evaluations_per_round(space, config.prune_number)[0]
