@@ -66,9 +66,9 @@ def build(case: Case, cache: Path) -> Work:
         case: what is measured.
         cache: folder of compiled programs, which cases share.
     """
-    from tenas_jax.runtime import configure_jax
+    from tenas_jax.runtime import Machine, configure_jax
 
-    devices = configure_jax(case.devices, str(cache))
+    devices = configure_jax(Machine(case.devices, str(cache)))
     import jax
 
     from tenas_jax.config import NTKConfig, SearchConfig

@@ -11,11 +11,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax
 import numpy as np
+import tyro
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
@@ -38,31 +39,41 @@ class LostProcess(Exception):
         )
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """The processes of a search; what is None is asked of the cluster's environment.
+def default_cache() -> str:
+    """The user's folder for compiled programs.
 
-    Attributes:
-        coordinator_address: HOST:PORT on which process 0 is to listen.
-        process_count: number of processes.
-        process_id: which of them this one is, from 0.
-
-    Raises:
-        InputError: a value cannot be used.
-
-    Example:
-        >>> Cluster("node0", process_count=2, process_id=0)
-        Traceback (most recent call last):
-        ...
-        tenas_jax.errors.InputError: coordinator-address must be HOST:PORT, not 'node0'
+    Returns:
+        A path.
     """
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return str(Path(root) / "tenas_jax")
 
+
+@dataclass(frozen=True)
+class Machine:
+    """Flags that say what a command runs on."""
+
+    devices: int | None = None
+    """Devices that share the work, of each process; None is all, on a CPU one per core."""
+    compilation_cache: str = field(default_factory=default_cache)
+    """Folder that keeps compiled programs for later runs; none keeps nothing."""
+    distributed: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Share the work with other processes that are started with the same words."""
     coordinator_address: str | None = None
+    """HOST:PORT on which process 0 listens; None asks the cluster's environment."""
     process_count: int | None = None
+    """Number of processes; None asks the cluster's environment."""
     process_id: int | None = None
+    """Which process this is, from 0; None asks the cluster's environment."""
 
     def __post_init__(self) -> None:
         address, count, index = self.coordinator_address, self.process_count, self.process_id
+        if self.devices is not None and self.devices < 1:
+            raise InputError(f"devices must be at least 1, not {self.devices}")
+        if not self.distributed and (address, count, index) != (None, None, None):
+            raise InputError(
+                "--coordinator-address, --process-count and --process-id need --distributed"
+            )
         if address is not None:
             host, _, port = address.rpartition(":")
             if not (host and port.isdecimal()):
@@ -75,28 +86,14 @@ class Cluster:
             raise InputError(f"process-id must be less than process-count {count}, not {index}")
 
 
-def default_cache() -> str:
-    """The user's folder for compiled programs.
-
-    Returns:
-        A path.
-    """
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return str(Path(root) / "tenas_jax")
-
-
-def configure_jax(
-    devices: int | None, compilation_cache: str, cluster: Cluster | None = None
-) -> Sequence[jax.Device]:
+def configure_jax(machine: Machine) -> Sequence[jax.Device]:
     """Choose JAX's devices and its cache; to be called before JAX starts.
 
     A CPU is always two devices at least, on one core if need be: a program for one device is
     compiled in another way than one for several, and its results differ in the last bit.
 
     Args:
-        devices: how many devices each process uses; None: all, on a CPU one per core.
-        compilation_cache: folder of compiled programs, or `none`.
-        cluster: the processes to join; None: there is only this one.
+        machine: what to run on.
 
     Returns:
         The devices of all processes.
@@ -104,12 +101,13 @@ def configure_jax(
     Raises:
         InputError: there are fewer devices, or no cluster to join.
     """
+    devices, cache = machine.devices, machine.compilation_cache
     jax.config.update("jax_num_cpu_devices", max(2, devices or _cores()))
-    if compilation_cache != NO_CACHE and _is_writable(Path(compilation_cache)):
-        jax.config.update("jax_compilation_cache_dir", compilation_cache)
+    if cache != NO_CACHE and _is_writable(Path(cache)):
+        jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    if cluster is not None:
-        _join(cluster, devices)
+    if machine.distributed:
+        _join(machine)
     available = jax.devices()
     if available[0].platform == "cpu":
         if devices == 1 and hasattr(os, "sched_setaffinity"):
@@ -118,7 +116,7 @@ def configure_jax(
     if devices is not None and devices > len(available):
         raise InputError(f"there are {len(available)} devices, not {devices}: lower --devices")
     # A process of a cluster sees no more devices than it is to use.
-    return available[:devices] if cluster is None else available
+    return available if machine.distributed else available[:devices]
 
 
 def is_main() -> bool:
@@ -237,16 +235,16 @@ def leave(code: int) -> int:
     return code
 
 
-def _join(cluster: Cluster, devices: int | None) -> None:
+def _join(machine: Machine) -> None:
     _explain_abort("cannot join the other processes of this search, for the reason above")
     # It would swallow SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
-            cluster.coordinator_address,
-            cluster.process_count,
-            cluster.process_id,
-            local_device_ids=None if devices is None else list(range(devices)),
+            machine.coordinator_address,
+            machine.process_count,
+            machine.process_id,
+            local_device_ids=None if machine.devices is None else list(range(machine.devices)),
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )

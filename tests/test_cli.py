@@ -17,6 +17,7 @@ from test_search import HashScorer
 
 import tenas_jax
 from tenas_jax import cli, configs, data, report, runtime
+from tenas_jax.commands import search
 from tenas_jax.errors import InputError
 
 WRITE_PLOTS = report.write_plots
@@ -28,7 +29,7 @@ def scorer(monkeypatch, tmp_path):
     fake = HashScorer(batch_rows=16)
     images = data.ImageSet(np.zeros((80, 32, 32, 3), np.uint8), (0.5,) * 3, (0.2,) * 3, "photos")
     monkeypatch.setattr(data, "load_images", lambda *_, **__: images)
-    monkeypatch.setattr(cli, "configure_jax", lambda *_: jax.devices("cpu")[:1])
+    monkeypatch.setattr(search, "configure_jax", lambda _: jax.devices("cpu")[:1])
     scoring = SimpleNamespace(make_scorer=lambda *_: fake)
     monkeypatch.setattr(tenas_jax, "scoring", scoring, raising=False)
     monkeypatch.setattr(report, "write_plots", lambda *_: None)
@@ -116,13 +117,13 @@ def test_help_lists_presets_and_every_field(capsys):
 
 
 def test_flags_default_to_the_preset():
-    preset, options = cli.parse_search(["nas-bench-201-paper", "--ntk.batch-size", "16"])
+    preset, options = search.parse_search(["nas-bench-201-paper", "--ntk.batch-size", "16"])
     assert preset == "nas-bench-201-paper"
     assert options.config.ntk.batch_size == 16
     assert options.config.ntk.initializer == "kaiming_normal_fan_out"
     assert options.config.decimals is None
-    assert cli.parse_search(["--decimals", "None"])[1].config.decimals is None
-    assert cli.parse_search([])[1].config == configs.get_preset("nas-bench-201")
+    assert search.parse_search(["--decimals", "None"])[1].config.decimals is None
+    assert search.parse_search([])[1].config == configs.get_preset("nas-bench-201")
 
 
 def test_a_search_prints_a_line_per_round_and_the_summary(scorer, capsys, monkeypatch, tmp_path):
@@ -196,8 +197,8 @@ def test_a_bug_shows_its_traceback(scorer, monkeypatch):
 
 CONFIGURE = """
 import os, sys
-from tenas_jax.runtime import configure_jax
-devices = configure_jax(int(sys.argv[1]), sys.argv[2])
+from tenas_jax.runtime import Machine, configure_jax
+devices = configure_jax(Machine(int(sys.argv[1]), sys.argv[2]))
 import jax
 jax.jit(lambda x: x + 1)(0)
 print(len(devices), devices[0].platform, len(os.sched_getaffinity(0)))
@@ -238,6 +239,6 @@ def test_more_devices_than_there_are(monkeypatch):
     only = [Mock(spec=jax.Device, platform="gpu")]
     config = SimpleNamespace(update=lambda *_: None)
     monkeypatch.setattr(runtime, "jax", SimpleNamespace(config=config, devices=lambda: only))
-    assert runtime.configure_jax(1, runtime.NO_CACHE) == only
+    assert runtime.configure_jax(runtime.Machine(1, runtime.NO_CACHE)) == only
     with pytest.raises(InputError, match="there are 1 devices, not 2: lower --devices"):
-        runtime.configure_jax(2, runtime.NO_CACHE)
+        runtime.configure_jax(runtime.Machine(2, runtime.NO_CACHE))

@@ -12,8 +12,8 @@ import time
 import pytest
 
 from tenas_jax import cli
-from tenas_jax.errors import InputError
-from tenas_jax.runtime import HEARTBEAT_SECONDS, Cluster
+from tenas_jax.commands.search import parse_search
+from tenas_jax.runtime import HEARTBEAT_SECONDS
 
 MAIN = "import sys; from tenas_jax.cli import main; sys.exit(main())"
 TINY = shlex.split(
@@ -179,8 +179,8 @@ def test_bad_flags_are_one_line(capsys, words, fault):
 
 def test_flags_say_where_the_others_are():
     words = "--distributed --coordinator-address node0:4321 --process-count 3 --process-id 2"
-    assert cli.parse_search(words.split())[1].cluster == Cluster("node0:4321", 3, 2)
-    assert cli.parse_search(["--distributed"])[1].cluster == Cluster()
-    assert cli.parse_search([])[1].cluster is None
-    with pytest.raises(InputError, match="HOST:PORT"):
-        Cluster("node0:port")
+    machine = parse_search(words.split())[1].machine
+    assert machine.coordinator_address == "node0:4321"
+    assert (machine.process_count, machine.process_id) == (3, 2)
+    assert parse_search(["--distributed"])[1].machine.distributed
+    assert not parse_search([])[1].machine.distributed

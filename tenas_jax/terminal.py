@@ -1,0 +1,150 @@
+"""What all commands share: flags, progress, interruptions, and lines for people."""
+
+import contextlib
+import io
+import itertools
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import Any, TypeVar
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from tenas_jax.errors import InputError
+
+Options = TypeVar("Options")
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+def parse(
+    options: type[Options],
+    words: Sequence[str],
+    *,
+    command: str,
+    description: str,
+    usage: str = "",
+    default: Options | None = None,
+) -> Options:
+    """Parse the words after a command.
+
+    Args:
+        options: a dataclass whose fields are the flags; the line under a field is its help text.
+        words: what the user typed after the command.
+        command: its name.
+        description: what its help starts with.
+        usage: what it takes before its flags.
+        default: where the flags have their defaults from, if not from the dataclass.
+
+    Returns:
+        The options.
+
+    Raises:
+        InputError: the words cannot be understood.
+
+    Example:
+        >>> from tenas_jax.runtime import Machine
+        >>> parse(Machine, ["--devices", "2"], command="search", description="").devices
+        2
+        >>> parse(Machine, ["--sede", "3"], command="search", description="")
+        Traceback (most recent call last):
+        ...
+        tenas_jax.errors.InputError: Unrecognized options: --sede, 3 (see tenas search --help)
+    """
+    complaints = io.StringIO()
+    given: dict[str, Any] = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(complaints):
+            parsed: Options = tyro.cli(
+                options,
+                args=words,
+                prog=f"tenas {command} {usage}".rstrip(),
+                description=description,
+                **given,
+            )
+            return parsed
+    except SystemExit as exit:
+        if exit.code == 0:
+            raise
+        raise _one_line(exit, complaints.getvalue(), command) from None
+
+
+def progress_bar(console: Console) -> Progress:
+    """A progress bar that goes away when it is full; none where there is no terminal.
+
+    Args:
+        console: where it is drawn.
+
+    Returns:
+        A context manager with `add_task` and `update`.
+    """
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    off = not console.is_terminal
+    return Progress(*columns, console=console, transient=True, disable=off)
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM raise `Terminated` in this context, as SIGINT raises `KeyboardInterrupt`."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    previous = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def exit_code(interruption: BaseException) -> int:
+    """What the shell expects of a process that a signal ended.
+
+    Example:
+        >>> exit_code(KeyboardInterrupt()), exit_code(Terminated())
+        (130, 143)
+    """
+    return 143 if isinstance(interruption, Terminated) else 130
+
+
+def say(console: Console, text: str) -> None:
+    """Print a line as it is, however long.
+
+    Args:
+        console: where to.
+        text: the line.
+    """
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def complain(text: str) -> None:
+    """Print what is wrong as one line on standard error.
+
+    Args:
+        text: what is wrong, and what would be right.
+    """
+    print("tenas:", " ".join(text.split()), file=sys.stderr)
+
+
+def _one_line(exit: SystemExit, box: str, command: str) -> InputError:
+    """What tyro prints in a box, as a line."""
+    cause = exit.__context__
+    while cause is not None:
+        if isinstance(cause, InputError):
+            return cause
+        cause = cause.__context__
+    # A title, the message, a rule, the flag's help; where the terminal cannot draw boxes, with a
+    # rule also after the title.
+    rows = [line.strip("│ ") for line in box.splitlines()[1:]]
+    from_message = itertools.dropwhile(_is_rule, rows)
+    message = " ".join(itertools.takewhile(lambda row: not _is_rule(row), from_message))
+    return InputError(f"{message} (see tenas {command} --help)")
+
+
+def _is_rule(row: str) -> bool:
+    return not any(map(str.isalnum, row))
