@@ -532,6 +532,16 @@ def slug(environment: Mapping[str, Any]) -> str:
     else:
         threads = environment["threads"]
         words = f"{environment['cpu']} {threads} thread{'s' * (threads > 1)}"
+    return file_name(words)
+
+
+def file_name(words: str) -> str:
+    """Words as the name of a file.
+
+    Example:
+        >>> file_name("NAS-Bench-201, 32 images")
+        'nas-bench-201-32-images'
+    """
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
 
 

@@ -18,5 +18,6 @@ run() {
 
 run 33 ntk "$@"
 run 5 linear_regions "$@"
-run 35 search "$@"
-run 18 scaling "$@"
+run 32 search "$@"
+run 14 scaling "$@"
+run 10 score "$@"

@@ -74,14 +74,15 @@ def build(case: Case, cache: Path) -> Work:
     from tenas_jax.config import NTKConfig, SearchConfig
     from tenas_jax.data import ImageSet
     from tenas_jax.scoring import make_scorer
-    from tenas_jax.search import Row, measure
+    from tenas_jax.search import measure
+    from tenas_jax.strategies import Row
 
     pixels = np.random.default_rng(0).integers(0, 256, (1024, 32, 32, 3), np.uint8)
     images = ImageSet(pixels, mean=(0.5, 0.5, 0.5), std=(0.3, 0.3, 0.3), name="noise")
     config = SearchConfig(images=len(pixels), ntk=NTKConfig(batch_size=case.images))
     scorer = make_scorer(config, NAS_BENCH_201, images, devices)
     scorer.compile()
-    rows = [Row(i, NAS_BENCH_201.initial_mask(), {}) for i in range(case.rows)]
+    rows = [Row(0, i, NAS_BENCH_201.initial_mask(), {}) for i in range(case.rows)]
     key = jax.random.key(0)
     return lambda: np.concatenate([values for _, values in measure(scorer, rows, key)])
 

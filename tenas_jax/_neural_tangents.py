@@ -34,12 +34,15 @@ def empirical_ntk(
     x: Num[Array, "n ..."],
     *,
     implementation: str = "jacobian_contraction",
+    trace: bool = False,
 ) -> Float[Array, "n n"]:
-    """Empirical NTK of the summed outputs, computed by neural-tangents.
+    """Empirical NTK of the summed outputs or its trace over outputs, computed by neural-tangents.
 
     With f_i the sum over classes of the outputs for sample i (TE-NAS, eq. 3, as its code sums
     them): K_ij = <df_i / dparams, df_j / dparams>. The derivatives are those of the whole batch,
     never of one sample at a time, because train-mode batch normalization couples the samples.
+    The trace is the sum of the kernels of single outputs; neural-tangents' own `trace_axes` would
+    divide it by the number of outputs.
 
     Args:
         apply_fn: maps `(params, x)` to the outputs `[n, classes]`.
@@ -47,6 +50,7 @@ def empirical_ntk(
         x: the batch, samples along the first axis.
         implementation: `jacobian_contraction`, or `ntk_vector_products`, which needs forward-mode
             differentiation and so rejects an `apply_fn` containing a `jax.custom_vjp`.
+        trace: whether to sum the kernels of the outputs instead of the outputs.
 
     Returns:
         The kernel `[n, n]`, in the data type of the outputs.
@@ -73,17 +77,17 @@ def empirical_ntk(
 
     neural_tangents = load_neural_tangents()
     ntk_fn = neural_tangents.empirical_ntk_fn(
-        summed_outputs,
+        apply_fn if trace else summed_outputs,
         trace_axes=(),
-        diagonal_axes=(),
+        diagonal_axes=(-1,) if trace else (),
         vmap_axes=None,  # an axis here would differentiate each sample alone
         implementation=neural_tangents.NtkImplementation[implementation.upper()],
     )
     with warnings.catch_warnings():
         # NTK-vector products take `jnp.size` of a `ShapeDtypeStruct`; deprecated in JAX 0.11.
         warnings.filterwarnings("ignore", "size requires ndarray", DeprecationWarning)
-        kernel: Float[Array, "n n"] = ntk_fn(x, None, params)
-    return kernel
+        kernel: Array = ntk_fn(x, None, params)
+    return kernel.sum(-1) if trace else kernel
 
 
 def load_neural_tangents() -> ModuleType:

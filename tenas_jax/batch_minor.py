@@ -11,8 +11,9 @@ reach 40 to 100 on one core (AMD EPYC 9005, batch 72, 3 channels at 32 x 32 to 1
   each row: 3 x 3 at 3 / 6 / 12 channels with the 3 edges of a node side by side 42 / 75 / 96
   GFLOP/s, against 26 / 21 / 2 for sums of shifted and scaled images.
 - Its input gradient is the same product with the flipped kernel; each row is folded while it is in
-  cache. The gradient is written row by row into a buffer with a border of zeros: `lax.pad` moves
-  6 GB/s, this 30.
+  cache. The rows that the kernel sees are kept in a ring, row r in place r % k, and the kernel is
+  turned instead: a step of the loop writes one row, where XLA would copy k of them for the product.
+  A 1 x 1 kernel sees one row: all its products are one call.
 - Convolution and batch normalization are one function. With G = <cotangent, patches>, which the
   kernel's gradient needs anyway, the sums over the batch in the gradient of batch normalization are
   products of small matrices, and no pass over the images is spent on them.
@@ -34,7 +35,6 @@ from tenas_jax.layers import EPSILON, PRECISION
 from tenas_jax.stencils import (
     Rows,
     avg_pool,
-    bordered,
     depthwise_conv,
     map_rows,
     max_pool,
@@ -60,6 +60,7 @@ class BatchMinor:
     """Images as [h, c, w, n]; see the module's docstring."""
 
     channel_axis: int = 1
+    few_channels: int = 16  # measured at `tenas_jax.stencils.depthwise_conv`
 
     def from_nhwc(self, images: Float[Array, "n h w c"]) -> Float[Array, "h c w n"]:
         return images.transpose(1, 3, 2, 0)
@@ -179,51 +180,87 @@ def _convolve(columns: Rows, kernel: Array, window: Window) -> Rows:
     return map_rows(row, count)
 
 
-def _correlate(columns: Rows, cotangent: Rows, window: Window) -> Float[Array, "o kki"]:
-    """<cotangent, patches> over pixels and images: the gradient of a kernel as a matrix."""
-
-    def add_row(h: Array, total: Array) -> Array:
-        patches = _stack(columns, h, window.size)
-        return total + _inner(patches, take_rows(cotangent, h, 1)[0])
-
-    # The long factor first: 23 against 18 GFLOP/s at 3 channels.
-    shape = (window.size * columns.shape[1], cotangent.shape[1])
-    zeros = jnp.zeros(shape, cotangent.dtype)
-    products: Array = lax.fori_loop(0, cotangent.shape[0], add_row, zeros)
-    return products.T
+def _push(
+    ring: Float[Array, "kc l"], row: Float[Array, "c l2"], r: Array, left: int = 0
+) -> Float[Array, "kc l"]:
+    """The ring of k rows with row r, from `left` on, in place of row r - k."""
+    channels = row.shape[0]
+    start = (r % (ring.shape[0] // channels) * channels, left)
+    return lax.dynamic_update_slice(ring, row, start, allow_negative_indices=False)
 
 
 def _inner(a: Float[Array, "i l"], b: Float[Array, "j l"]) -> Float[Array, "i j"]:
     return lax.dot_general(a, b, (((1,), (1,)), ((), ())), precision=PRECISION)
 
 
+def _correlate(columns: Rows, cotangent: Rows, window: Window) -> Float[Array, "o kki"]:
+    """<cotangent, patches> over pixels and images: the gradient of a kernel as a matrix."""
+    height, outputs, length = cotangent.shape
+    size, channels = window.size, columns.shape[1]
+    if size == 1:
+        by_row = lax.dot_general(
+            cotangent, columns, (((2,), (2,)), ((0,), (0,))), precision=PRECISION
+        )
+        return by_row.sum(0)
+    first = columns[: size - 1].reshape(-1, length)
+    ring = jnp.pad(first, ((0, channels), (0, 0)))
+
+    def add_row(h: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        ring, totals = state
+        last = h + size - 1
+        ring = _push(ring, take_rows(columns, last, 1)[0], last)
+        # The long factor first: 23 against 18 GFLOP/s at 3 channels.
+        product = _inner(ring, take_rows(cotangent, h, 1)[0])
+        turn = h % size
+        return ring, put_row(totals, take_rows(totals, turn, 1)[0] + product, turn)
+
+    # One sum for each turn of the ring, and only these are turned back.
+    totals = jnp.zeros((size, size * channels, outputs), cotangent.dtype)
+    _, totals = lax.fori_loop(0, height, add_row, (ring, totals))
+    turns = [jnp.roll(total, -i * channels, 0) for i, total in enumerate(totals)]
+    return reduce(add, turns).T
+
+
 def _input_gradient(
-    row: Callable[[Array], Float[Array, "o wn"]],
+    gradient: Callable[[Array | int, int], Rows],
     kernel: Array,
     window: Window,
     input_shape: tuple[int, ...],
-    dtype: jnp.dtype,
 ) -> Float[Array, "h c w n"]:
-    """Gradient of the input of a convolution whose output has the gradient `row(h)` in row h."""
+    """Gradient of a convolution's input; `gradient(h, count)` are rows of that of its output."""
     height, channels, width, n = input_shape
-    size, outputs = window.size, kernel.shape[-1]
-    flipped = kernel[::-1].transpose(1, 2, 0, 3).reshape(size * channels, size * outputs)
+    size, outputs, rows = window.size, kernel.shape[-1], window.outputs(height)
+    flipped = kernel[::-1].transpose(1, 2, 0, 3)
     if size == 1:
-        return map_rows(lambda h: lax.dot(flipped, row(h), precision=PRECISION), height).reshape(
-            input_shape
+        matrices = jnp.broadcast_to(flipped[0, :, 0], (height, channels, outputs))
+        by_row = lax.dot_general(
+            matrices, gradient(0, height), (((2,), (1,)), ((0,), (0,))), precision=PRECISION
         )
-    shape = (window.outputs(height), outputs, window.outputs(width), n)
-    gradient = bordered(row, shape, size - 1 - window.low, size - 1 - window.high, dtype)
+        return by_row.reshape(input_shape)
+    before = size - 1 - window.low  # rows and columns of zeros
+    ring = jnp.zeros((size * outputs, (width + size - 1) * n), kernel.dtype)
+    count = min(window.low, rows)
+    first = gradient(0, count).reshape(count * outputs, window.outputs(width) * n)
+    ring = lax.dynamic_update_slice(ring, first, (before * outputs, before * n))
+    turned = jnp.stack([jnp.roll(flipped, turn, 2) for turn in range(size)])
+    turned = turned.reshape(size, size * channels, size * outputs)
 
-    def fold(h: Array) -> Array:
-        columns = lax.dot(flipped, _stack(gradient, h, size), precision=PRECISION)
+    def fold(h: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        ring, x = state
+        last = h + window.low
+        row = jnp.where(last < rows, gradient(jnp.minimum(last, rows - 1), 1)[0], 0)
+        ring = _push(ring, row, last + before, before * n)
+        columns = lax.dot(take_rows(turned, h % size, 1)[0], ring, precision=PRECISION)
         columns = columns.reshape(size, channels, -1)
         starts = [(size - 1 - j) * n for j in range(size)]
-        return reduce(
+        row = reduce(
             add, [columns[j, :, start : start + width * n] for j, start in enumerate(starts)]
         )
+        return ring, put_row(x, row, h)
 
-    return map_rows(fold, height).reshape(input_shape)
+    x: Array = jnp.zeros((height, channels, width * n), kernel.dtype)
+    _, x = lax.fori_loop(0, height, fold, (ring, x))
+    return x.reshape(input_shape)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -247,9 +284,7 @@ def _conv_backward(
     columns, kernel, shape = residuals
     rows = cotangent.reshape(*cotangent.shape[:2], -1)
     gradient = _correlate(columns, rows, window).T.reshape(kernel.shape)
-    x = _input_gradient(
-        lambda h: take_rows(rows, h, 1)[0], kernel, window, shape.shape[1:], rows.dtype
-    )
+    x = _input_gradient(partial(take_rows, rows), kernel, window, shape.shape[1:])
     return x, gradient
 
 
@@ -325,15 +360,14 @@ def _conv_batch_norm_backward(
         b = -a * inverse_std * scale_gradient / (height * length)
         d = -a * bias / (height * length) - b * mean
         a, b, d = a[:, None], b[:, None], d[:, None]
+
+        def y_gradient(h: Array | int, count: int) -> Rows:
+            c, y = take_rows(rows, h, count), take_rows(saved.y, h, count)
+            return a[None] * c + b[None] * y + d[None]
+
         projected = lax.dot(matrix, saved.gram, precision=PRECISION)
         gradient = a * products + b * projected + d * saved.total[None]
-        x = _input_gradient(
-            lambda h: a * take_rows(rows, h, 1)[0] + b * take_rows(saved.y, h, 1)[0] + d,
-            kernel,
-            window,
-            shape.shape[1:],
-            rows.dtype,
-        )
+        x = _input_gradient(y_gradient, kernel, window, shape.shape[1:])
         return x, gradient.T.reshape(kernel.shape), scale_gradient
 
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(compute))

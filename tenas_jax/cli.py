@@ -10,6 +10,10 @@ from tenas_jax.terminal import complain
 
 COMMANDS = {
     "search": "find an architecture",
+    "score": "measure architectures by all metrics",
+    "correlate": "compare such scores with trained accuracies",
+    "nasbench": "make tables of accuracies from the archives of NAS-Bench-201",
+    "describe": "print and draw an architecture: layers, parameters, FLOPs",
 }
 USAGE = f"""\
 usage: tenas [--version] [--help] COMMAND ...

@@ -6,15 +6,16 @@ The line under each field is its help text on the command line.
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from tenas_jax.errors import InputError
 from tenas_jax.initializers import get_initializer
-from tenas_jax.ranking import COMBINATIONS
+from tenas_jax.metrics import get_metric
+from tenas_jax.ranking import COMBINATIONS, DIFFERENCES
 from tenas_jax.spaces import get_space
 
 ENGINES = ("chunked", "neural-tangents")
-COMBINATION_NAMES = (*COMBINATIONS, "kappa", "regions")
+STRATEGIES = ("prune", "random", "evolution", "exhaustive")
 MAX_SEED = 2**32 - 1
 
 
@@ -61,6 +62,49 @@ class RegionsConfig:
 
 
 @dataclass(frozen=True)
+class EvolutionConfig:
+    """Regularized evolution (Real et al., 2019)."""
+
+    population: int = 20
+    """Architectures alive at a time; the oldest die."""
+    tournament: int = 5
+    """Architectures drawn at random, the best of which has a child."""
+    children: int = 10
+    """Children in each generation, which are measured together."""
+
+    def __post_init__(self) -> None:
+        _require_integer("evolution.population", self.population, minimum=2)
+        _require_integer("evolution.tournament", self.tournament, minimum=1)
+        _require_integer("evolution.children", self.children, minimum=1)
+        if max(self.tournament, self.children) > self.population:
+            raise InputError(
+                f"evolution.tournament {self.tournament} and evolution.children {self.children} "
+                f"must be at most evolution.population {self.population}"
+            )
+
+
+@dataclass(frozen=True)
+class AutoRepeatsConfig:
+    """When `--repeats auto` has measured enough."""
+
+    confidence: float = 0.95
+    """An operator is measured until it is pruned, or kept, with this probability."""
+    minimum: int = 3
+    """Repeats of every operator in every round."""
+    maximum: int = 10
+    """Repeats after which the means decide."""
+
+    def __post_init__(self) -> None:
+        if not 0.5 <= self.confidence < 1:
+            raise InputError(
+                f"auto_repeats.confidence must be in [0.5, 1), not {self.confidence!r}"
+            )
+        # A standard error needs two.
+        _require_integer("auto_repeats.minimum", self.minimum, minimum=2)
+        _require_integer("auto_repeats.maximum", self.maximum, minimum=self.minimum)
+
+
+@dataclass(frozen=True)
 class SearchConfig:
     """Everything that decides the outcome of a search.
 
@@ -92,20 +136,44 @@ class SearchConfig:
     """Outputs of the classifier whose sum the kernel differentiates."""
     seed: int = 0
     """Seed of the weights and of the choice of images."""
-    repeats: int = 3
-    """Draws of weights and images over which differences are averaged."""
+    metrics: str = "kappa,regions"
+    """What is measured: names of metrics separated by commas (see tenas score --help)."""
+    combination: str = "sum"
+    """Importance of an operator: sum, min or max of its ranks, or a metric's name: its rank."""
+    strategy: str = "prune"
+    """prune (TE-NAS), or search among whole architectures: random, evolution or exhaustive."""
+    budget: int = 100
+    """Architectures that the strategies random and evolution measure."""
+    repeats: int | Literal["auto"] = 3
+    """Draws of weights and images over which differences are averaged; auto: until they decide."""
     prune_number: int = 1
     """Operators pruned per edge and round."""
-    combination: str = "sum"
-    """Importance of an operator: sum, min or max of its ranks, or one rank: kappa or regions."""
+    difference: str = "relative"
+    """Change of a metric: relative, or log, the difference of its logarithms."""
     decimals: int | None = 3
-    """Decimals to which a relative difference is rounded; None does not round."""
+    """Decimals to which a difference is rounded; None does not round."""
     ntk: NTKConfig = field(default_factory=NTKConfig)
     regions: RegionsConfig = field(default_factory=RegionsConfig)
+    evolution: EvolutionConfig = field(default_factory=EvolutionConfig)
+    auto_repeats: AutoRepeatsConfig = field(default_factory=AutoRepeatsConfig)
 
     def __post_init__(self) -> None:
         get_space(self.space)
-        _require_choice("combination", self.combination, COMBINATION_NAMES)
+        metrics = [get_metric(name) for name in self.metric_names]
+        if len(set(metrics)) < len(metrics):
+            raise InputError(f"metrics {self.metrics} name a metric twice: give each of them once")
+        _require_choice("combination", self.combination, (*COMBINATIONS, *self.metric_names))
+        _require_choice("strategy", self.strategy, STRATEGIES)
+        _require_choice("difference", self.difference, tuple(DIFFERENCES))
+        signed = [metric.name for metric in metrics if not metric.positive]
+        if self.difference == "log" and signed:
+            raise InputError(
+                f"difference log needs positive metrics, not {', '.join(signed)}: choose relative"
+            )
+        if self.repeats == "auto" and self.strategy != "prune":
+            raise InputError(f"repeats auto is for the strategy prune, not {self.strategy}")
+        if self.repeats != "auto":
+            _require_integer("repeats", self.repeats, minimum=1)
         for name, minimum in _SMALLEST.items():
             _require_integer(name, getattr(self, name), minimum=minimum)
         if self.seed > MAX_SEED:
@@ -122,6 +190,11 @@ class SearchConfig:
                 f"regions.patch_size {self.regions.patch_size} is larger than image_size "
                 f"{self.image_size}: patches are cropped from the images"
             )
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """The names of the metrics, in the order of the columns of a measurement."""
+        return tuple(name.strip() for name in self.metrics.split(","))
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as JSON values.
@@ -152,9 +225,11 @@ class SearchConfig:
             >>> SearchConfig.from_dict({"ntk": {"batch_size": 32}}).ntk
             NTKConfig(batch_size=32, initializer='pytorch', engine='chunked', chunk_size=None)
         """
-        ntk = NTKConfig(**_known("ntk.", NTKConfig, values.get("ntk", {})))
-        regions = RegionsConfig(**_known("regions.", RegionsConfig, values.get("regions", {})))
-        return cls(**{**_known("", cls, values), "ntk": ntk, "regions": regions})
+        groups = {
+            name: kind(**_known(f"{name}.", kind, values.get(name, {})))
+            for name, kind in GROUPS.items()
+        }
+        return cls(**{**_known("", cls, values), **groups})
 
 
 def differences(left: SearchConfig, right: SearchConfig) -> tuple[str, ...]:
@@ -181,8 +256,14 @@ _SMALLEST = {
     "padding": 0,
     "num_classes": 1,
     "seed": 0,
-    "repeats": 1,
+    "budget": 1,
     "prune_number": 1,
+}
+GROUPS: dict[str, type] = {
+    "ntk": NTKConfig,
+    "regions": RegionsConfig,
+    "evolution": EvolutionConfig,
+    "auto_repeats": AutoRepeatsConfig,
 }
 
 

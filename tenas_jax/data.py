@@ -1,6 +1,6 @@
 """Image sources: unlabeled uint8 images of one size, and the numbers that normalize them.
 
-The only module that imports TensorFlow Datasets, and only when a `tfds:` source is asked for.
+TensorFlow Datasets is imported only when a `tfds:` source is asked for.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from tenas_jax.errors import InputError
+from tenas_jax.tfds_source import tfds_builder
 
 Channels = tuple[float, float, float]
 
@@ -108,7 +109,7 @@ def load_images(
         case "photos", "":
             count, images = limit, _photo_crops(image_size, seed)
         case "npz", path if path:
-            count, images = _npz_images(Path(path).expanduser(), limit, seed)
+            count, images = npz_images(Path(path).expanduser(), limit, seed)
         case "folder", path if path:
             count, images = _folder_images(Path(path).expanduser(), limit, seed)
         case "tfds", name if name:
@@ -127,7 +128,7 @@ def load_images(
         resized[i] = _resize(image, image_size)
         if progress is not None:
             progress(i + 1, count)
-    mean, std = _known_normalization(source) or _normalization(resized, source)
+    mean, std = known_normalization(source) or measured_normalization(resized, source)
     return ImageSet(resized, mean, std, source)
 
 
@@ -144,7 +145,8 @@ def _resize(image: UInt8[np.ndarray, "_ _ 3"], size: int) -> UInt8[np.ndarray, "
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
 
 
-def _known_normalization(source: str) -> tuple[Channels, Channels] | None:
+def known_normalization(source: str) -> tuple[Channels, Channels] | None:
+    """The published mean and standard deviation per channel of a TFDS data set, if any."""
     kind, _, name_and_version = source.partition(":")
     name = name_and_version.partition(":")[0]
     if kind != "tfds":
@@ -160,7 +162,7 @@ def _known_normalization(source: str) -> tuple[Channels, Channels] | None:
     )
 
 
-def _normalization(
+def measured_normalization(
     images: UInt8[np.ndarray, "n size size 3"], source: str
 ) -> tuple[Channels, Channels]:
     """Mean and standard deviation per channel, exact: computed from the histogram."""
@@ -184,7 +186,7 @@ def _photo_crops(size: int, seed: int) -> Iterator[UInt8[np.ndarray, "size size 
     photos = []
     for name in PHOTOS:
         with importlib.resources.as_file(folder / name) as path:
-            photos.append(Image.fromarray(_read_image(path)))
+            photos.append(Image.fromarray(read_image(path)))
     rng = np.random.default_rng(seed)
     seen: set[bytes] = set()
     for photo in itertools.cycle(photos):
@@ -206,9 +208,10 @@ def _photo_crops(size: int, seed: int) -> Iterator[UInt8[np.ndarray, "size size 
         yield crop
 
 
-def _npz_images(
+def npz_images(
     path: Path, limit: int, seed: int
 ) -> tuple[int, Iterator[UInt8[np.ndarray, "_ _ 3"]]]:
+    """How many images of an archive are taken, and the images: a sample of at most `limit`."""
     if not path.is_file():
         raise InputError(f"no file {str(path)!r}: npz:PATH names an existing .npz file")
     if not zipfile.is_zipfile(path):
@@ -242,10 +245,10 @@ def _folder_images(
         key=lambda file: file.relative_to(path).as_posix(),
     )
     chosen = _sample(len(files), limit, seed)
-    return len(chosen), (_read_image(files[i]) for i in chosen)
+    return len(chosen), (read_image(files[i]) for i in chosen)
 
 
-def _read_image(path: Path) -> UInt8[np.ndarray, "_ _ 3"]:
+def read_image(path: Path) -> UInt8[np.ndarray, "_ _ 3"]:
     """An image file as RGB: gray is repeated, a palette looked up, transparency dropped."""
     try:
         with Image.open(path) as image:
@@ -267,31 +270,9 @@ def _read_image(path: Path) -> UInt8[np.ndarray, "_ _ 3"]:
 def _tfds_images(
     name: str, limit: int, seed: int, data_dir: str | None
 ) -> tuple[int, Iterator[UInt8[np.ndarray, "_ _ 3"]]]:
-    try:
-        import tensorflow as tf  # type: ignore[import-untyped]
-        import tensorflow_datasets as tfds  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise InputError(
-            f"source 'tfds:{name}' needs TensorFlow Datasets ({_first_line(error)}): "
-            "pip install tensorflow tensorflow-datasets"
-        ) from error
-    tf.config.set_visible_devices([], "GPU")  # TensorFlow would take the memory JAX needs
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-        builder.download_and_prepare()
-    except tfds.core.DatasetNotFoundError as error:
-        raise InputError(f"TFDS has no data set {name!r}: use a name of its catalog") from error
-    except (
-        AssertionError,  # an unknown version; a data set to be downloaded by hand
-        ImportError,
-        OSError,
-        ValueError,  # an unknown configuration
-        tfds.download.DownloadError,
-    ) as error:
-        raise InputError(
-            f"TFDS cannot prepare {name!r}: {_first_line(error)} "
-            "(prepare it where there is a network and give its data_dir)"
-        ) from error
+    builder = tfds_builder(name, data_dir)
+    import tensorflow_datasets as tfds  # type: ignore[import-untyped]
+
     if "train" not in builder.info.splits:
         raise InputError(
             f"TFDS data set {name!r} has no split 'train' (its splits: "

@@ -32,6 +32,10 @@ class Layout(Protocol):
     def channel_axis(self) -> int:
         """The axis of the channels."""
 
+    @property
+    def few_channels(self) -> int:
+        """Up to this many, a depthwise and a pointwise convolution are faster as one."""
+
     def from_nhwc(self, images: Float[Array, "n h w c"]) -> Float[Array, "..."]:
         """Images in this layout."""
 
@@ -81,6 +85,8 @@ class ChannelsLast:
     """NHWC by `jax.lax`, differentiated by JAX: the reference for the fast layout."""
 
     channel_axis: int = -1
+    few_channels: int = 16
+    precision: lax.Precision | None = PRECISION
 
     def from_nhwc(self, images: Array) -> Array:
         return images
@@ -99,7 +105,7 @@ class ChannelsLast:
             rhs_dilation=(dilation, dilation),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=groups,
-            precision=PRECISION,
+            precision=self.precision,
         )
 
     def batch_norm(self, x: Array, scale: Array, bias: Array) -> Array:
@@ -144,7 +150,15 @@ class ChannelsLast:
         return x.mean((1, 2))
 
 
+class WithoutBatchNorm(ChannelsLast):
+    """NHWC without normalization; scale and bias, and with them the weights of edges, remain."""
+
+    def batch_norm(self, x: Array, scale: Array, bias: Array) -> Array:
+        return x * scale[None, None, None] + bias[None, None, None]
+
+
 NHWC = ChannelsLast()
+NHWC_WITHOUT_BATCH_NORM = WithoutBatchNorm()
 
 
 def subsample(layout: Layout, x: Array, stride: int) -> Array:

@@ -1,10 +1,59 @@
 """Expressivity: the number of linear regions that samples fall into."""
 
+from collections.abc import Callable
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Int, UInt32
+from jaxtyping import Array, Bool, Int, PyTree, UInt32
+
+from tenas_jax.activations import activation_patterns
+from tenas_jax.errors import InputError
 
 WORD = 32
+
+
+def linear_regions(
+    apply_fn: Callable[[PyTree, Any], Array], params: PyTree, x: Any
+) -> Int[Array, ""]:
+    """Number of linear regions of a model that samples fall into, R; higher is more expressive.
+
+    The number of distinct activation patterns (TE-NAS, equations 4 and 5) of all ReLUs that
+    `activation_patterns` finds. Use small images, of 3 x 3 pixels as TE-NAS does: those of larger
+    ones all differ.
+
+    Args:
+        apply_fn: maps `(params, x)` to one array [n, ...], samples first; see
+            `activation_patterns` for its ReLUs.
+        params: parameters, a pytree of arrays.
+        x: the samples, in whatever form `apply_fn` takes.
+
+    Returns:
+        An integer from 1 to n.
+
+    Raises:
+        InputError: `activation_patterns` cannot read the model, or `params` or `x` hold NaN. Inside
+            `jit` and `vmap` values are not known: there a NaN counts as inactive.
+
+    Example:
+        >>> params = jnp.array([[1.0, -1.0]])
+        >>> x = jnp.array([[2.0], [-2.0], [3.0]])
+        >>> int(linear_regions(lambda params, x: jax.nn.relu(x @ params), params, x))
+        2
+    """
+    for name, arrays in (("params", params), ("x", x)):
+        if any(map(_holds_nan, jax.tree.leaves(arrays))):
+            raise InputError(f"{name} holds NaN: linear regions need numbers")
+    return count_linear_regions(activation_patterns(apply_fn)(params, x))
+
+
+def _holds_nan(array: Any) -> bool:
+    if isinstance(array, jax.core.Tracer) or not jnp.issubdtype(
+        jnp.result_type(array), jnp.floating
+    ):
+        return False
+    return bool(jnp.isnan(array).any())
 
 
 def count_linear_regions(patterns: Bool[Array, "n neurons"]) -> Int[Array, ""]:

@@ -16,6 +16,8 @@ class Metric(NamedTuple):
     """Its name for people."""
     source: str
     """Where it comes from."""
+    positive: bool = True
+    """Whether all its values are positive."""
 
 
 KAPPA = Metric("kappa", -1, "NTK condition number", "Chen et al. 2021, eq. 3")
@@ -26,13 +28,13 @@ METRICS: dict[str, Metric] = {
         KAPPA,
         REGIONS,
         Metric("ntk_trace", +1, "NTK trace", "Shu et al. 2022, NASI"),
-        Metric("ntk_mean_eigenvalue", +1, "mean NTK eigenvalue", "Mok et al. 2022"),
-        Metric("naswot", +1, "NASWOT", "Mellor et al. 2021"),
+        Metric("ntk_mean_eigenvalue", +1, "mean NTK eigenvalue", "Shu et al. 2022, NASI"),
+        Metric("naswot", +1, "NASWOT", "Mellor et al. 2021", positive=False),
         Metric("swap", +1, "SWAP", "Peng et al. 2024"),
-        Metric("synflow", +1, "synflow", "Tanaka et al. 2020; Abdelfattah et al. 2021"),
+        Metric("synflow", +1, "log synflow", "Tanaka et al. 2020", positive=False),
         Metric("grad_norm", +1, "gradient norm", "Abdelfattah et al. 2021"),
         Metric("snip", +1, "SNIP", "Lee et al. 2019; Abdelfattah et al. 2021"),
-        Metric("zico", +1, "ZiCo", "Li et al. 2023"),
+        Metric("zico", +1, "ZiCo", "Li et al. 2023", positive=False),
         Metric("parameters", +1, "parameters", "trivial"),
         Metric("flops", +1, "FLOPs", "trivial"),
     )

@@ -15,6 +15,7 @@ from tenas_jax.layers import PRECISION
 
 ApplyFn = Callable[[PyTree, Any], Float[Array, "n classes"]]
 ENGINES = ("chunked", "neural-tangents")
+REDUCTIONS = ("sum", "trace")
 
 
 def is_weight(path: tuple[Any, ...]) -> bool:
@@ -32,14 +33,16 @@ def empirical_ntk(
     x: Any,
     *,
     engine: str = "chunked",
+    reduction: str = "sum",
     chunk_size: int | None = None,
     select: Callable[[tuple[Any, ...]], bool] = is_weight,
 ) -> Float[Array, "n n"]:
-    """Empirical NTK of the summed outputs: K = J J^T with J_i = d(sum_k f_k(x_i)) / d(params).
+    """Empirical NTK of a model (TE-NAS, equation 3), over pairs of samples.
 
-    TE-NAS, equation 3, with the sum over classes of the original code. The samples of a batch may
-    interact, as they do in train-mode batch normalization: each row of J is a backward pass of the
-    whole batch.
+    With J_ik = d f_k(x_i) / d(params), the gradient of output k of sample i, it is
+    K_ij = <sum_k J_ik, sum_k J_jk> of the summed outputs, as in the original code, or the trace
+    K_ij = sum_k <J_ik, J_jk>. The samples of a batch may interact, as they do in train-mode batch
+    normalization: each gradient is a backward pass of the whole batch.
 
     Args:
         apply_fn: maps `(params, x)` to the outputs [n, classes]; differentiable in reverse mode.
@@ -47,6 +50,8 @@ def empirical_ntk(
         x: the batch, in whatever form `apply_fn` takes.
         engine: `chunked` (vector-Jacobian products over chunks of cotangents) or `neural-tangents`
             (its JACOBIAN_CONTRACTION: all cotangents at once).
+        reduction: over the outputs: `sum`, or `trace`, which takes as many times the backward
+            passes as there are classes.
         chunk_size: cotangents per backward pass of the chunked engine. By default 1 on a CPU, where
             more push the activations out of cache, and all elsewhere, which takes the most memory.
         select: whether the parameter at a path takes part in the kernel; by default all but biases.
@@ -55,7 +60,8 @@ def empirical_ntk(
         The kernel [n, n], in the data type of the outputs.
 
     Raises:
-        InputError: the engine is unknown, or no parameter is selected.
+        InputError: the engine or the reduction is unknown, no parameter is selected, or `apply_fn`
+            returns anything but one array [n, classes].
 
     Example:
         >>> x = jnp.array([[1.0, 0.0], [1.0, 2.0]])
@@ -64,6 +70,8 @@ def empirical_ntk(
     """
     if engine not in ENGINES:
         raise InputError(f"unknown engine {engine!r}: choose one of {', '.join(ENGINES)}")
+    if reduction not in REDUCTIONS:
+        raise InputError(f"unknown reduction {reduction!r}: choose one of {', '.join(REDUCTIONS)}")
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     selected = [leaf for path, leaf in leaves if select(path)]
     if not selected:
@@ -72,26 +80,36 @@ def empirical_ntk(
     def outputs(selected: list[Array], x: Any) -> Float[Array, "n classes"]:
         weights = iter(selected)
         merged = [next(weights) if select(path) else leaf for path, leaf in leaves]
-        return apply_fn(jax.tree.unflatten(structure, merged), x)
+        logits = apply_fn(jax.tree.unflatten(structure, merged), x)
+        _require_logits(logits)
+        return logits
 
     if engine == "neural-tangents":
-        return _neural_tangents.empirical_ntk(outputs, selected, x)
-    jacobian = _jacobian(lambda weights: outputs(weights, x).sum(-1), selected, chunk_size)
-    return jnp.matmul(jacobian, jacobian.T, precision=PRECISION)
+        return _neural_tangents.empirical_ntk(outputs, selected, x, trace=reduction == "trace")
+    logits, pullback = jax.vjp(lambda weights: outputs(weights, x), selected)
+    n, classes = logits.shape
+    chunk = min(chunk_size or default_chunk_size(n), n)
+
+    def kernel(direction: Float[Array, "classes"]) -> Float[Array, "n n"]:
+        """The kernel of the outputs' product with a direction."""
+
+        def row(sample: Float[Array, "n"]) -> Float[Array, "weights"]:
+            return ravel_pytree(pullback(sample[:, None] * direction[None]))[0]
+
+        samples = jnp.eye(n, dtype=logits.dtype)
+        jacobian = lax.map(row, samples, batch_size=None if chunk == 1 else chunk)
+        return jnp.matmul(jacobian, jacobian.T, precision=PRECISION)
+
+    if reduction == "sum":
+        return kernel(jnp.ones(classes, logits.dtype))
+    traced: Array = lax.map(kernel, jnp.eye(classes, dtype=logits.dtype)).sum(0)
+    return traced
 
 
-def _jacobian(
-    f: Callable[[list[Array]], Float[Array, "n"]], weights: list[Array], chunk_size: int | None
-) -> Float[Array, "n weights"]:
-    values, pullback = jax.vjp(f, weights)
-
-    def row(cotangent: Float[Array, "n"]) -> Float[Array, "weights"]:
-        return ravel_pytree(pullback(cotangent))[0]
-
-    cotangents = jnp.eye(values.size, dtype=values.dtype)
-    chunk = min(chunk_size or default_chunk_size(values.size), values.size)
-    jacobian: Array = lax.map(row, cotangents, batch_size=None if chunk == 1 else chunk)
-    return jacobian
+def _require_logits(outputs: Any) -> None:
+    if not isinstance(outputs, jax.Array) or outputs.ndim != 2:
+        kind = f"shape {outputs.shape}" if hasattr(outputs, "shape") else type(outputs).__name__
+        raise InputError(f"apply_fn returns {kind}: it must return one array [n, classes]")
 
 
 def default_chunk_size(n: int) -> int:
@@ -133,6 +151,7 @@ def ntk_condition_number(
     x: Any,
     *,
     engine: str = "chunked",
+    reduction: str = "sum",
     chunk_size: int | None = None,
     select: Callable[[tuple[Any, ...]], bool] = is_weight,
 ) -> Float[Array, ""]:
@@ -143,11 +162,12 @@ def ntk_condition_number(
         params: parameters.
         x: the batch.
         engine: how the kernel is computed.
+        reduction: over the outputs.
         chunk_size: cotangents per backward pass.
         select: which parameters take part.
 
     Returns:
-        A scalar; see `condition_number`.
+        A scalar; see `condition_number`. NaN where `params` or `x` hold NaN.
 
     Raises:
         InputError: see `empirical_ntk`.
@@ -158,5 +178,13 @@ def ntk_condition_number(
         >>> float(ntk_condition_number(lambda p, x: x @ p["kernel"], params, x))
         4.0
     """
-    kernel = empirical_ntk(apply_fn, params, x, engine=engine, chunk_size=chunk_size, select=select)
+    kernel = empirical_ntk(
+        apply_fn,
+        params,
+        x,
+        engine=engine,
+        reduction=reduction,
+        chunk_size=chunk_size,
+        select=select,
+    )
     return condition_number(kernel)

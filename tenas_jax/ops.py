@@ -26,25 +26,33 @@ from tenas_jax.layers import (
     subsample,
 )
 
-# Nothing stands between a depthwise and a pointwise convolution: they are one, with the product of
-# their kernels. Up to this many channels, all edges together, that is the faster form, even where
-# the depthwise convolution is at its best (measured at `tenas_jax.stencils.depthwise_conv`).
-FEW_CHANNELS = 16
-PATTERNS = "patterns"  # the Flax collection into which activation patterns are sown
+# The Flax collections into which activation patterns are sown, and for each of their neurons how
+# many operators that are kept read it.
+PATTERNS, READERS = "patterns", "readers"
 
 
-def relu(module: nn.Module, layout: Layout, x: Array, active: Array | bool = True) -> Array:
-    """ReLU that sows its activation pattern, [n, neurons]; all zeros where it is not active.
+def relu(module: nn.Module, layout: Layout, x: Array, readers: Array | int = 1) -> Array:
+    """ReLU that sows its activation pattern, [n, neurons]; all zeros where nothing reads it.
 
     Args:
-        module: the calling module, whose `patterns` collection takes the pattern if it is mutable.
+        module: the calling module, whose collections `PATTERNS` and `READERS` take what is sown if
+            they are mutable.
         layout: memory layout of `x`.
         x: images.
-        active: whether an operator that reads the result is kept; broadcasts against `x`.
+        readers: how many operators that are kept read the result; broadcasts against `x`.
     """
-    if module.is_mutable_collection(PATTERNS):
-        module.sow(PATTERNS, "relu", layout.per_sample((x > 0) & active))
+    if not module.is_initializing():
+        if module.is_mutable_collection(PATTERNS):
+            module.sow(PATTERNS, "relu", layout.per_sample((x > 0) & (jnp.asarray(readers) > 0)))
+        if module.is_mutable_collection(READERS):
+            everywhere = jnp.broadcast_to(jnp.asarray(readers), x.shape)
+            module.sow(READERS, "relu", layout.per_sample(everywhere)[0])
     return jax.nn.relu(x)
+
+
+def _kept(weight: Float[Array, "edge"] | None) -> Array | int:
+    """On how many edges an operator is kept."""
+    return 1 if weight is None else (weight > 0).sum()
 
 
 class Op(nn.Module):
@@ -101,8 +109,7 @@ class FactorizedReduction(nn.Module):
     @nn.compact
     def __call__(self, x: Array, weight: Float[Array, "edge"] | None = None) -> Array:
         """Half as large images, weighted by edge; without weights, once for each edge."""
-        active = True if weight is None else (weight > 0).any()
-        x = relu(self, self.layout, x, active)
+        x = relu(self, self.layout, x, _kept(weight))
         halves = []
         for i, (features, shifted) in enumerate(
             ((self.features // 2, x), (self.features - self.features // 2, self.layout.shift(x)))
@@ -128,7 +135,6 @@ class ReLUConvBatchNorm(Op):
     @nn.compact
     def __call__(self, x: Array, weight: Float[Array, "edge"] | None = None) -> Array:
         """Convolved images, weighted by edge; without weights, once for each edge."""
-        active = True if weight is None else (weight > 0).any()
         conv = ConvBatchNorm(
             self.layout,
             self.initializer,
@@ -138,7 +144,7 @@ class ReLUConvBatchNorm(Op):
             stride=self.stride,
             name="conv",
         )
-        return conv(relu(self, self.layout, x, active), weight)
+        return conv(relu(self, self.layout, x, _kept(weight)), weight)
 
 
 class SeparableConvBatchNorm(Layer):
@@ -172,7 +178,9 @@ class SeparableConvBatchNorm(Layer):
         pointwise: Array = self.param("pointwise", initializer, shape, x.dtype)
         scale, bias = self.affine(self.features, x.dtype)
         stride, padding = self.stride, self.dilation * (size // 2)
-        if edges * inputs <= FEW_CHANNELS:
+        if edges * inputs <= layout.few_channels:
+            # Nothing stands between the two convolutions: they are one, with the product of their
+            # kernels.
             product = jnp.swapaxes(depthwise, 3, 4) * pointwise
             kernel = _dilate(side_by_side(product), self.dilation)
         else:
@@ -232,7 +240,13 @@ class SeparableConv(Op):
                 grouped=not first,
                 name=f"conv_{i}",
             )
-            activations = relu(self, self.layout, x, kept.any() if first else True)
+            if first:
+                readers = kept.sum()
+            else:  # the channels of an edge are read on that edge
+                shape = [1] * 4
+                shape[self.layout.channel_axis] = kept.size * channels
+                readers = jnp.repeat(kept, channels).astype(int).reshape(shape)
+            activations = relu(self, self.layout, x, readers)
             x = conv(activations, weight if last else kept.astype(x.dtype))
         return x
 

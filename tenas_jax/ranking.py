@@ -15,49 +15,110 @@ from tenas_jax.errors import InputError
 COMBINATIONS: dict[str, Callable[..., np.ndarray]] = {"sum": np.sum, "min": np.min, "max": np.max}
 
 
-def relative_differences(
+def _relative(full: np.ndarray, pruned: np.ndarray) -> np.ndarray:
+    change: np.ndarray = (full - pruned) / np.abs(full)
+    return change
+
+
+def _log(full: np.ndarray, pruned: np.ndarray) -> np.ndarray:
+    change: np.ndarray = np.log(full) - np.log(pruned)
+    return change
+
+
+# The change of a metric, positive where the metric was greater with the candidate.
+DIFFERENCES: dict[str, Callable[..., np.ndarray]] = {"relative": _relative, "log": _log}
+
+
+def differences(
     full: Float[np.ndarray, "metric repeat"],
     pruned: Float[np.ndarray, "candidate metric repeat"],
     *,
+    difference: str = "relative",
     decimals: int | None,
-) -> Float[np.ndarray, "candidate metric"]:
-    """What removing each candidate does to each metric, relative to the unpruned supernet.
+) -> Float[np.ndarray, "candidate metric repeat"]:
+    """What removing each candidate does to each metric, compared with the unpruned supernet.
 
-    The mean over the repeats of `round((m - m_without) / |m|, decimals)`. The original divides by
-    m, the same for its two positive metrics; the modulus keeps the sign of a change for others.
+    `relative`: round((m - m_without) / |m|, decimals). The original divides by m, the same for its
+    two positive metrics; the modulus keeps the sign of a change for others. `log`:
+    round(log m - log m_without, decimals), which large values do not dominate.
 
     Where a metric is not finite, as the condition number of a singular kernel is not:
 
     - m finite, m_without inf: -inf (removing the candidate makes the kernel singular: keep it);
-    - m inf, m_without finite: +1, the limit;
-    - both inf, or one NaN: undefined, the repeat is left out of the mean;
-    - all repeats undefined: 0, as there is no evidence.
+    - m inf, m_without finite: the limit, +1 if relative, else inf;
+    - both inf, or one NaN: undefined, NaN.
 
     Args:
         full: metrics of the supernet, shape (metrics, repeats).
         pruned: the same without each candidate, measured with the same weights and images in each
-            repeat, shape (candidates, metrics, repeats).
-        decimals: digits after the point of a repeat's difference; None: unrounded.
+            repeat, shape (candidates, metrics, repeats); NaN where it was not measured.
+        difference: a key of `DIFFERENCES`.
+        decimals: digits after the point; None: unrounded.
 
     Returns:
-        Mean relative differences, never NaN, shape (candidates, metrics).
+        Differences, shape (candidates, metrics, repeats).
 
     Example:
         >>> full = np.array([[100.0, 200.0]])
         >>> pruned = np.array([[[90.0, 150.0]], [[100.0, np.inf]]])
-        >>> relative_differences(full, pruned, decimals=3)
-        array([[0.175],
-               [ -inf]])
+        >>> differences(full, pruned, decimals=3).tolist()
+        [[[0.1, 0.25]], [[0.0, -inf]]]
     """
     full, pruned = full.astype(np.float64), pruned.astype(np.float64)
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        differences = (full - pruned) / np.abs(full)
-        differences = np.where(np.isinf(full) & np.isfinite(pruned), np.sign(full), differences)
-        if decimals is not None:
-            differences = _round(differences, decimals)
-        defined = ~np.isnan(differences)
+        changes = DIFFERENCES[difference](full, pruned)
+        if difference == "relative":
+            changes = np.where(np.isinf(full) & np.isfinite(pruned), np.sign(full), changes)
+    return changes if decimals is None else _round(changes, decimals)
+
+
+def mean_differences(
+    differences: Float[np.ndarray, "candidate metric repeat"],
+) -> Float[np.ndarray, "candidate metric"]:
+    """Means over the repeats, without undefined ones.
+
+    Args:
+        differences: what `differences` returns.
+
+    Returns:
+        Means, never NaN, shape (candidates, metrics). 0 where all repeats are undefined, or
+        infinite with both signs: there is no evidence.
+
+    Example:
+        >>> mean_differences(np.array([[[0.1, np.nan]], [[0.5, -np.inf]]]))
+        array([[ 0.1],
+               [-inf]])
+    """
+    defined = ~np.isnan(differences)
+    with np.errstate(divide="ignore", invalid="ignore"):
         mean = differences.sum(axis=-1, where=defined) / defined.sum(axis=-1)
     return np.where(np.isnan(mean), 0.0, mean)
+
+
+def standard_errors(
+    differences: Float[np.ndarray, "candidate metric repeat"],
+) -> Float[np.ndarray, "candidate metric"]:
+    """Standard errors of `mean_differences`, over the defined repeats.
+
+    Args:
+        differences: what `differences` returns.
+
+    Returns:
+        Standard errors, shape (candidates, metrics); NaN where fewer than two repeats are defined
+        or one is infinite.
+
+    Example:
+        >>> standard_errors(np.array([[[0.1, 0.3, np.nan]], [[0.5, -np.inf, 0.1]]])).round(6)
+        array([[0.1],
+               [nan]])
+    """
+    defined = ~np.isnan(differences)
+    count = defined.sum(axis=-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = differences.sum(axis=-1, where=defined) / count
+        squares = np.square(differences - mean[..., np.newaxis]).sum(axis=-1, where=defined)
+        errors: np.ndarray = np.sqrt(squares / (count - 1) / count)
+    return errors
 
 
 def _round(values: np.ndarray, decimals: int) -> np.ndarray:
@@ -94,7 +155,7 @@ def metric_ranks(
     """Ranks of the candidates by each metric; removing rank 0 improves the metric most.
 
     Args:
-        differences: what `relative_differences` returns, shape (candidates, metrics).
+        differences: what `mean_differences` returns, shape (candidates, metrics).
         directions: for each metric, in the order of the columns, +1 where a higher value is better
             (linear regions), -1 where a lower one is (condition number).
 
@@ -120,7 +181,7 @@ def importance(
     """Importance of the candidates by all metrics; the lowest is pruned first.
 
     Args:
-        differences: what `relative_differences` returns, shape (candidates, metrics).
+        differences: what `mean_differences` returns, shape (candidates, metrics).
         directions: +1 or -1 for each metric, see `metric_ranks`.
         combination: a key of `COMBINATIONS`, applied to the ranks, or the name of one metric.
 
@@ -156,7 +217,7 @@ def pruning_order(
     By `importance`; equal ones by their rank in the first metric, then as they come.
 
     Args:
-        differences: what `relative_differences` returns, shape (candidates, metrics).
+        differences: what `mean_differences` returns, shape (candidates, metrics).
         directions: +1 or -1 for each metric, see `metric_ranks`.
         combination: see `importance`.
 

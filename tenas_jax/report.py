@@ -4,7 +4,6 @@ The plots use matplotlib's objects and never pyplot: they touch no global state 
 """
 
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -24,12 +23,14 @@ from rich.table import Table
 from rich.text import Text
 
 from tenas_jax.spaces import SearchSpace
+from tenas_jax.workdir import whole_file
 
 KEPT, EXCLUDED = -1, -2  # stand beside the round numbers 0, 1, ... in `_pruning_rounds`
 KEPT_COLOR, EXCLUDED_COLOR, ARROW_COLOR = "#e08214", "#eeeeee", "#888888"
 ROUND_COLORS = matplotlib.colormaps["Blues"]
 OP_COLORS = matplotlib.color_sequences["Dark2"]
 NODE_RADIUS, INCHES_PER_NODE = 0.14, 1.6  # neighboring nodes of a drawn cell are 1 apart
+SYMBOLS = {"kappa": "κ", "regions": "R"}
 CENTERED: dict[str, Any] = {"ha": "center", "va": "center"}
 
 
@@ -41,27 +42,45 @@ def write_plots(
 ) -> None:
     """Write `trajectory.png`, `pruning.png` and `cell.png`, each complete or not at all.
 
+    A search without rounds of pruning has `cell.png` alone, one that measured anything but `kappa`
+    and `regions` no trajectory.
+
     Args:
-        result: content of `result.json`; its rounds hold the metrics `kappa` and `regions`.
+        result: content of `result.json`.
         space: the space that was searched.
         final_mask: the operators the search kept.
         workdir: an existing folder; files of these names in it are replaced.
 
     Raises:
-        OSError: the files cannot be written.
+        InputError: the files cannot be written.
     """
-    figures = {
-        "trajectory.png": _trajectory(result["rounds"]),
-        "pruning.png": _pruning_map(result["rounds"], space, final_mask),
-        "cell.png": _cells(space, final_mask),
-    }
+    rounds = result["rounds"]
+    figures = {"cell.png": _cells(space, final_mask)}
+    if rounds:
+        figures["pruning.png"] = _pruning_map(rounds, space, final_mask)
+        if rounds[0]["metrics"].keys() >= {"kappa", "regions"}:
+            figures["trajectory.png"] = _trajectory(rounds)
     for name, figure in figures.items():
-        unfinished = workdir / f"{name}.part"
-        try:
-            figure.savefig(unfinished, format="png", dpi=150)
-            os.replace(unfinished, workdir / name)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        _save(figure, workdir / name)
+
+
+def write_cells(space: SearchSpace, mask: Bool[np.ndarray, "cell edge op"], path: Path) -> None:
+    """Draw the cells of an architecture, completely or not at all.
+
+    Args:
+        space: the search space.
+        mask: operators kept.
+        path: the file, which is replaced if it exists; in PNG format, whatever its name.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    _save(_cells(space, mask), path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=150)
 
 
 def _trajectory(rounds: Sequence[Mapping[str, Any]]) -> Figure:
@@ -137,7 +156,10 @@ def _pruning_map(
     space: SearchSpace,
     final_mask: Bool[np.ndarray, "cell edge op"],
 ) -> Figure:
-    """A map of edges and operators that says in which round each operator was pruned."""
+    """A map of edges and operators: when each was pruned, and what its removal did to the metrics.
+
+    The differences are those of the last round in which the operator was a candidate.
+    """
     when = _pruning_rounds(rounds, space, final_mask)
     shade = 0.2 + 0.7 * np.maximum(when, 0) / max(when.max(), 1)
     colors = ROUND_COLORS(shade)
@@ -145,29 +167,52 @@ def _pruning_map(
     colors[when == EXCLUDED] = to_rgba(EXCLUDED_COLOR)
 
     cells, edges, ops = when.shape
-    figure = Figure(figsize=(cells * (1.4 + 0.55 * ops), 2.4 + 0.3 * edges), layout="constrained")
+    changes = _last_changes(rounds, space)
+    height = 0.16 * (1 + len(rounds[0]["metrics"]))
+    size = cells * (1.4 + 0.95 * ops), 2.6 + (0.12 + height) * edges
+    figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(1, cells, squeeze=False)[0]
     panels[0].set_ylabel("edge (target<-source node)")
     new_target = np.flatnonzero(np.diff([target for _, target in space.edges])) + 0.5
     for cell, axes in enumerate(panels):
         axes.set(title=space.cell_types[cell], xlabel="operator")
         axes.imshow(colors[cell], aspect="auto")
-        for edge, op in np.argwhere(when[cell] >= 0):
-            color = "white" if shade[cell, edge, op] > 0.55 else "black"
-            axes.text(op, edge, str(when[cell, edge, op] + 1), color=color, **CENTERED)
+        for edge, op in np.argwhere(when[cell] != EXCLUDED):
+            pruned = when[cell, edge, op] != KEPT
+            color = "white" if pruned and shade[cell, edge, op] > 0.55 else "black"
+            lines = [f"round {when[cell, edge, op] + 1}"] if pruned else ["kept"]
+            lines += changes.get((cell, edge, op), [])
+            axes.text(op, edge, "\n".join(lines), color=color, fontsize=7, **CENTERED)
         axes.set_xticks(range(ops), space.ops, rotation=40, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(edges), [f"{target}<-{source}" for source, target in space.edges])
         axes.hlines(np.arange(1, edges) - 0.5, -0.5, ops - 0.5, color="white", linewidth=1)
         axes.vlines(np.arange(1, ops) - 0.5, -0.5, edges - 0.5, color="white", linewidth=1)
         axes.hlines(new_target, -0.5, ops - 0.5, color="black", linewidth=1)
     keys = [
-        Patch(color=ROUND_COLORS(0.55), label="pruned, in the round of this number"),
+        Patch(color=ROUND_COLORS(0.55), label="pruned, in this round"),
         Patch(color=KEPT_COLOR, label="kept"),
         Patch(color=EXCLUDED_COLOR, label="not part of the search"),
     ]
     columns = 1 if cells == 1 else len(keys)
     figure.legend(handles=keys, loc="outside lower center", ncols=columns, frameon=False)
     return figure
+
+
+def _last_changes(
+    rounds: Sequence[Mapping[str, Any]], space: SearchSpace
+) -> dict[tuple[int, int, int], list[str]]:
+    """For each (cell, edge, op) a line per metric: its difference and the standard error."""
+    lines = {}
+    for entry in rounds:
+        for candidate in entry["candidates"]:
+            cell, op = space.cell_types.index(candidate["cell"]), space.ops.index(candidate["op"])
+            lines[cell, candidate["edge"], op] = [
+                f"{SYMBOLS.get(name, name)} {float(difference):+.2f}"
+                + (f"±{error:.2f}" if math.isfinite(error) else "")
+                for name, difference in candidate["differences"].items()
+                for error in [float(candidate["standard_errors"][name])]
+            ]
+    return lines
 
 
 def _pruning_rounds(
@@ -286,6 +331,8 @@ def summary(result: Mapping[str, Any]) -> RenderableType:
     for name, fact in facts.items():
         head.add_row(Text(name, style="bold"), Text(fact, overflow="fold"))
 
+    if not result["rounds"]:
+        return head
     metrics = list(result["rounds"][0]["metrics"])
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("round", "evaluations", *metrics):

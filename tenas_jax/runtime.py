@@ -25,8 +25,6 @@ from tenas_jax.errors import InputError
 NO_CACHE = "none"
 # A process that is silent for so long is given up; one that is killed is noticed at once.
 HEARTBEAT_SECONDS = 30
-# At the end processes wait for each other, and for the plots of process 0.
-SHUTDOWN_SECONDS = 120
 
 
 class LostProcess(Exception):
@@ -210,28 +208,31 @@ def shared_errors() -> Iterator[None]:
         own = error
     texts = exchange("" if own is None else str(own))
     if any(texts):
-        # Nobody is to take the end of another process for its loss.
-        jax.distributed.shutdown()
+        part()  # nobody is to take the end of another process for its loss
         process = next(index for index, text in enumerate(texts) if text)
         raise own or InputError(f"process {process}: {texts[process]}")
+
+
+def part() -> None:
+    """End the work that processes share: from here on none of them waits for another."""
+    if jax.distributed.is_initialized():
+        jax.distributed.shutdown()
 
 
 def leave(code: int) -> int:
     """End the search of this process.
 
     Args:
-        code: its exit code. If it is not 0, the process ends here: others may wait for it in the
-            middle of their search, so that there is no end to wait for.
+        code: its exit code. If it is not 0 in the middle of shared work, the process ends here:
+            others may wait for it elsewhere, so that there is no end to wait for.
 
     Returns:
         The exit code.
     """
-    if jax.distributed.is_initialized():
-        if code:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-        jax.distributed.shutdown()
+    if code and jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     return code
 
 
@@ -246,7 +247,7 @@ def _join(machine: Machine) -> None:
             machine.process_id,
             local_device_ids=None if machine.devices is None else list(range(machine.devices)),
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except ValueError as error:
         raise InputError(

@@ -6,106 +6,20 @@ that draw (common random numbers), whatever their masks.
 
 import functools
 import time
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, cast
+from collections.abc import Sequence
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
+from jaxtyping import Array, Bool, Float, Key, UInt8
 
-from tenas_jax.batch_minor import BATCH_MINOR
 from tenas_jax.config import SearchConfig
 from tenas_jax.data import ImageSet
-from tenas_jax.initializers import initialize
-from tenas_jax.linear_regions import count_linear_regions
-from tenas_jax.ntk import ntk_condition_number
-from tenas_jax.ops import PATTERNS
+from tenas_jax.measurement import COSTS, Measure, make_measure, measure_costs
+from tenas_jax.metrics import get_metric
 from tenas_jax.runtime import gather, place
-from tenas_jax.sampling import sample_images, sample_patches
-from tenas_jax.search import Metric
 from tenas_jax.spaces import SearchSpace
-from tenas_jax.supernet import NTK_NETWORKS, REGION_NETWORKS
-
-Measure = Callable[
-    [Key[Array, ""], Bool[Array, "cell edge op"], UInt8[Array, "n h w 3"]], "Measurement"
-]
-
-
-class Measurement(NamedTuple):
-    """What is measured of a row."""
-
-    ntk_condition: Float[Array, "*row"]
-    """kappa, lower is better; infinite where the kernel is singular."""
-    linear_regions: Int[Array, "*row"]
-    """Distinct activation patterns, higher is better."""
-
-
-METRICS = (Metric("kappa", -1), Metric("regions", +1))
-
-
-def make_measure(config: SearchConfig, space: SearchSpace, image_set: ImageSet) -> Measure:
-    """The pure function that measures one row.
-
-    Args:
-        config: what is measured.
-        space: the search space.
-        image_set: for its normalization; the images are an argument of the function.
-
-    Returns:
-        A function of a key, a mask [cell, edge, op] and the images.
-    """
-    ntk, regions = config.ntk, config.regions
-    network = NTK_NETWORKS[space.name](config.num_classes, BATCH_MINOR, ntk.initializer)
-    region_network = REGION_NETWORKS[space.name](BATCH_MINOR, regions.initializer)
-    normalization = {"mean": image_set.mean, "std": image_set.std}
-
-    def condition(key: Array, mask: Array, images: Array) -> Float[Array, ""]:
-        weights_key, images_key = jax.random.split(key)
-        x = sample_images(
-            images_key, images, ntk.batch_size, padding=config.padding, **normalization
-        )
-        params = initialized(network, ntk.initializer, weights_key, x, mask)
-
-        def logits(params: PyTree, x: Array) -> Array:
-            return cast(Array, network.apply({"params": params}, x, mask))
-
-        return ntk_condition_number(logits, params, x, engine=ntk.engine, chunk_size=ntk.chunk_size)
-
-    def count(key: Array, mask: Array, images: Array) -> Int[Array, ""]:
-        weights_key, patches_key = jax.random.split(key)
-        patches = sample_patches(
-            patches_key,
-            images,
-            regions.batches * regions.batch_size,
-            size=regions.patch_size,
-            **normalization,
-        )
-        params = initialized(region_network, regions.initializer, weights_key, patches, mask)
-
-        def patterns(batch: Array) -> Bool[Array, "n neurons"]:
-            _, sown = region_network.apply({"params": params}, batch, mask, mutable=[PATTERNS])
-            return jnp.concatenate(jax.tree.leaves(sown), 1)
-
-        batches = patches.reshape(regions.batches, regions.batch_size, *patches.shape[1:])
-        pooled = jax.lax.map(patterns, batches)
-        return count_linear_regions(pooled.reshape(-1, pooled.shape[-1]))
-
-    def measure(key: Array, mask: Array, images: Array) -> Measurement:
-        ntk_key, regions_key = jax.random.split(key)
-        return Measurement(condition(ntk_key, mask, images), count(regions_key, mask, images))
-
-    return measure
-
-
-def initialized(
-    network: nn.Module, initializer: str, key: Key[Array, ""], x: Array, mask: Array
-) -> PyTree[Float[Array, "..."]]:
-    """Parameters of a network for images `x` and a mask, by the initializer of that name."""
-    shapes = jax.eval_shape(network.init, key, x[:2], mask)["params"]
-    return initialize(shapes, initializer, key)
 
 
 class SupernetScorer:
@@ -113,6 +27,7 @@ class SupernetScorer:
 
     Args:
         measure: measures one row.
+        metrics: names of what a row is measured by, in the order of the columns.
         space: the search space.
         images: all images, uint8 [n, h, w, 3].
         devices: rows are shared among them.
@@ -120,17 +35,17 @@ class SupernetScorer:
             on a CPU, where a row takes seconds, and 16 elsewhere.
     """
 
-    metrics = METRICS
-
     def __init__(
         self,
         measure: Measure,
+        metrics: Sequence[str],
         space: SearchSpace,
         images: UInt8[np.ndarray, "n h w 3"],
         devices: Sequence[jax.Device],
         rows_per_device: int | None = None,
     ) -> None:
         self.space = space
+        self.metrics = tuple(map(get_metric, metrics))
         self.batch_rows = len(devices) * (rows_per_device or _default_rows(devices[0]))
         self.compile_seconds = 0.0
         mesh = Mesh(np.array(devices), ("row",))
@@ -175,7 +90,10 @@ class SupernetScorer:
             A column for each of `metrics`, float64 [row, metric].
         """
         measured = self._measure(*self._placed(keys, masks), self._images)
-        return np.stack([gather(column).astype(np.float64) for column in measured], 1)
+        columns = {name: gather(column) for name, column in measured.items()}
+        if any(metric.name in COSTS for metric in self.metrics):
+            columns |= measure_costs(self.space, masks)
+        return np.stack([columns[metric.name] for metric in self.metrics], 1).astype(np.float64)
 
     def _placed(self, keys: Array, masks: np.ndarray) -> tuple[Array, Array]:
         return place(keys, self._row_sharding), place(masks, self._row_sharding)
@@ -236,4 +154,4 @@ def make_scorer(
         A scorer, not yet compiled.
     """
     measure = make_measure(config, space, image_set)
-    return SupernetScorer(measure, space, image_set.images, devices)
+    return SupernetScorer(measure, config.metric_names, space, image_set.images, devices)

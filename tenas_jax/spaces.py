@@ -1,5 +1,6 @@
 """Search spaces: which operators may stand on which edges of a cell."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -133,3 +134,40 @@ def get_space(name: str) -> SearchSpace:
     if name not in SPACES:
         raise InputError(f"unknown search space {name!r}: choose from {', '.join(SPACES)}")
     return SPACES[name]
+
+
+def has_dead_operators(space: SearchSpace, mask: Bool[np.ndarray, "cell edge op"]) -> bool:
+    """Whether some operator lies on no path from an input to the output of its cell.
+
+    Such an operator costs parameters but cannot matter. `none` is no operator: it interrupts
+    paths. The output is the last node, or every intermediate node where a space concatenates them.
+
+    Args:
+        space: the search space.
+        mask: operators kept, of shape `space.shape`.
+
+    Example:
+        >>> mask = np.zeros(NAS_BENCH_201.shape, bool)
+        >>> mask[0, 3, 1] = True  # from node 0 to node 3, the output
+        >>> has_dead_operators(NAS_BENCH_201, mask)
+        False
+        >>> mask[0, 0, 1] = True  # from node 0 to node 1, from which nothing goes on
+        >>> has_dead_operators(NAS_BENCH_201, mask)
+        True
+    """
+    kept = (mask & (np.array(space.ops) != "none")).any(axis=-1)
+    outputs = space.intermediate_nodes if space.edges_per_node else [space.num_nodes - 1]
+    return any(
+        not {source for source, _ in edges} <= _reached(edges, range(space.input_nodes))
+        or not {target for _, target in edges} <= _reached([e[::-1] for e in edges[::-1]], outputs)
+        for edges in ([space.edges[edge] for edge in np.flatnonzero(cell)] for cell in kept)
+    )
+
+
+def _reached(edges: Sequence[tuple[int, int]], nodes: Iterable[int]) -> set[int]:
+    """Where edges lead from some nodes; those into a node come before those out of it."""
+    reached = set(nodes)
+    for source, target in edges:
+        if source in reached:
+            reached.add(target)
+    return reached

@@ -110,6 +110,30 @@ def shared_workdir(workdir: Path, settings: Mapping[str, Any], *, resume: bool) 
         yield Path(folder)
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Write a file whole or not at all.
+
+    Args:
+        path: the file, which is replaced if it exists.
+
+    Yields:
+        The file to write, which becomes the other if there is no error.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    unfinished = path.with_name(path.name + ".part")
+    with file_errors(path):
+        try:
+            yield unfinished
+            with open(unfinished, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a file whole or not at all.
 
@@ -120,16 +144,8 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    unfinished = path.with_name(path.name + ".part")
-    with file_errors(path):
-        try:
-            with open(unfinished, "w") as file:
-                json.dump(value, file, indent=1, allow_nan=False)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+    with whole_file(path) as unfinished, open(unfinished, "w") as file:
+        json.dump(value, file, indent=1, allow_nan=False)
 
 
 def read_json(path: Path) -> Any:
@@ -152,20 +168,24 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path} is damaged: start again in another --workdir") from None
 
 
-def json_numbers(values: Float[np.ndarray, " value"]) -> list[float | str]:
-    """Numbers as JSON values; JSON has no infinity, so those that are not finite become strings.
+def json_values(value: Any) -> Any:
+    """JSON values of nested lists and dictionaries; numbers that are not finite become strings.
 
     Args:
-        values: numbers.
+        value: what is to be written.
 
     Returns:
         Values from which `float` makes the same numbers.
 
     Example:
-        >>> json_numbers(np.array([0.5, np.inf]))
-        [0.5, 'inf']
+        >>> json_values({"kappa": [0.5, float("inf")]})
+        {'kappa': [0.5, 'inf']}
     """
-    return [value if math.isfinite(value) else str(value) for value in values.tolist()]
+    if isinstance(value, dict):
+        return {name: json_values(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [json_values(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Trace:
@@ -183,11 +203,6 @@ class Trace:
         self._path, self._metrics = path, metrics
         self._recorded = _read_lines(path)
         self._taken = 0
-
-    @property
-    def recorded(self) -> int:
-        """Number of measurements of earlier processes."""
-        return len(self._recorded)
 
     def take(self, identities: Sequence[Mapping[str, Any]]) -> list[list[float]]:
         """The recorded measurements of the first of these rows, as many as there are.
@@ -226,15 +241,36 @@ class Trace:
         Raises:
             InputError: they cannot be written; the file is then as it was before.
         """
-        lines = [
-            json.dumps({**identity, **dict(zip(self._metrics, json_numbers(row), strict=True))})
-            for identity, row in zip(identities, values, strict=True)
-        ]
+        self._write(
+            [
+                {**identity, **dict(zip(self._metrics, row.tolist(), strict=True))}
+                for identity, row in zip(identities, values, strict=True)
+            ]
+        )
+
+    def note(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Write what follows from the measurements before it, unless it is there already.
+
+        Args:
+            records: JSON values; numbers may be infinite or NaN.
+
+        Raises:
+            InputError: something else is recorded in their place, or they cannot be written.
+        """
+        known = len(self._recorded) - self._taken
+        for record in records[:known]:
+            if self._recorded[self._taken] != json_values(dict(record)):
+                raise self._foreign_line()
+            self._taken += 1
+        self._write(records[known:])
+
+    def _write(self, records: Sequence[Mapping[str, Any]]) -> None:
+        lines = "".join(json.dumps(json_values(dict(record))) + "\n" for record in records)
         with file_errors(self._path):
             size = self._path.stat().st_size
             try:
                 with open(self._path, "ab") as file:
-                    file.write("".join(line + "\n" for line in lines).encode())
+                    file.write(lines.encode())
                     file.flush()
                     os.fsync(file.fileno())
             except OSError:

@@ -21,9 +21,11 @@ print("done")
 def test_the_public_names():
     assert tenas_jax.__all__ == [
         "InputError",
+        "activation_patterns",
         "condition_number",
         "count_linear_regions",
         "empirical_ntk",
+        "linear_regions",
         "ntk_condition_number",
     ]
     assert all(hasattr(tenas_jax, name) for name in tenas_jax.__all__)

@@ -17,7 +17,8 @@ from test_search import HashScorer
 
 import tenas_jax
 from tenas_jax import cli, configs, data, report, runtime
-from tenas_jax.commands import search
+from tenas_jax.commands import search, session
+from tenas_jax.config import GROUPS
 from tenas_jax.errors import InputError
 
 WRITE_PLOTS = report.write_plots
@@ -29,7 +30,7 @@ def scorer(monkeypatch, tmp_path):
     fake = HashScorer(batch_rows=16)
     images = data.ImageSet(np.zeros((80, 32, 32, 3), np.uint8), (0.5,) * 3, (0.2,) * 3, "photos")
     monkeypatch.setattr(data, "load_images", lambda *_, **__: images)
-    monkeypatch.setattr(search, "configure_jax", lambda _: jax.devices("cpu")[:1])
+    monkeypatch.setattr(session, "configure_jax", lambda _: jax.devices("cpu")[:1])
     scoring = SimpleNamespace(make_scorer=lambda *_: fake)
     monkeypatch.setattr(tenas_jax, "scoring", scoring, raising=False)
     monkeypatch.setattr(report, "write_plots", lambda *_: None)
@@ -40,7 +41,7 @@ def scorer(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("words", "fault"),
     [
-        ("serch", "unknown command 'serch': choose one of search"),
+        ("serch", "unknown command 'serch': choose one of search, score, correlate"),
         ("search resnet", "unknown preset 'resnet': choose one of nas-bench-201, nas-bench-201-p"),
         ("search --sede 3", "Unrecognized options: --sede, 3 (see tenas search --help)"),
         ("search --seed 3 nas-bench-201", "Unrecognized options: nas-bench-201 (see"),
@@ -110,7 +111,7 @@ def test_help_lists_presets_and_every_field(capsys):
         f"--{group}{name}".replace("_", "-")
         for group, values in [("", configs.get_preset("nas-bench-201").to_dict())]
         for name in values
-    } - {"--ntk", "--regions"}
+    } - {f"--{group}".replace("_", "-") for group in GROUPS}
     flags |= {"--ntk.batch-size", "--regions.patch-size", "--workdir", "--resume", "--devices"}
     for flag in flags:
         assert re.search(rf"{flag} .*\n?.*[A-Z]", text), flag

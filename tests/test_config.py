@@ -8,7 +8,7 @@ import json
 import pytest
 
 from tenas_jax import configs
-from tenas_jax.config import NTKConfig, RegionsConfig, SearchConfig, differences
+from tenas_jax.config import GROUPS, NTKConfig, RegionsConfig, SearchConfig, differences
 from tenas_jax.errors import InputError
 from tenas_jax.initializers import INITIALIZERS
 
@@ -85,7 +85,7 @@ def test_differences_names_fields_of_every_level():
 
 
 def test_every_field_has_help():
-    for kind in (SearchConfig, NTKConfig, RegionsConfig):
+    for kind in (SearchConfig, *GROUPS.values()):
         source = {field.name for field in dataclasses.fields(kind)}
         lines = [line.strip() for line in inspect.getsource(kind).splitlines()]
         helped = {
@@ -93,7 +93,7 @@ def test_every_field_has_help():
             for line, following in itertools.pairwise(lines)
             if following.startswith('"""')
         }
-        assert source - {"ntk", "regions"} <= helped
+        assert source - set(GROUPS) <= helped
 
 
 def test_initializer_help_lists_the_choices():

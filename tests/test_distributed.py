@@ -16,6 +16,20 @@ from tenas_jax.commands.search import parse_search
 from tenas_jax.runtime import HEARTBEAT_SECONDS
 
 MAIN = "import sys; from tenas_jax.cli import main; sys.exit(main())"
+# Sends itself a signal when 9 rows are measured.
+VICTIM = """
+import os, sys
+from tenas_jax import cli, workdir
+append = workdir.Trace.append
+def dying(trace, identities, values):
+    append(trace, identities, values)
+    dying.rows += len(values)
+    if dying.rows >= 9:
+        os.kill(os.getpid(), {number})
+dying.rows = 0
+workdir.Trace.append = dying
+sys.exit(cli.main())
+"""
 TINY = shlex.split(
     "search --devices 2 --images 16 --image-size 8 --padding 1 --repeats 3 "
     "--ntk.batch-size 4 --regions.batch-size 20 --regions.batches 1"
@@ -29,7 +43,7 @@ LOST = (
 class Processes:
     """`tenas search` in one process or several, which share nothing but a cache of programs."""
 
-    def __init__(self, folder, cache, count, *words, of_last=()):
+    def __init__(self, folder, cache, count, *words, of_last=(), programs=(MAIN, MAIN)):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
@@ -44,7 +58,7 @@ class Processes:
             given += of_last if index == count - 1 else []
             self.processes.append(
                 subprocess.Popen(
-                    [sys.executable, "-c", MAIN, *map(str, given)],
+                    [sys.executable, "-c", programs[index], *map(str, given)],
                     cwd=cache,  # not the checkout, whose sources would shadow what is installed
                     env={**os.environ, "JAX_PLATFORMS": "cpu"},
                     stdout=subprocess.PIPE,
@@ -58,14 +72,6 @@ class Processes:
         outputs = [process.communicate(timeout=300) for process in self.processes]
         codes = [process.returncode for process in self.processes]
         return [(code, *output) for code, output in zip(codes, outputs, strict=True)]
-
-    def end_after(self, rows, victim, number):
-        """Send a signal to one of them when so many rows are measured; the lines on the disk."""
-        trace = self.workdirs[0] / "trace.jsonl"
-        while not trace.exists() or trace.read_bytes().count(b"\n") < rows:
-            assert all(process.poll() is None for process in self.processes)
-            time.sleep(0.01)
-        self.processes[victim].send_signal(number)
 
 
 def found(workdir):
@@ -110,8 +116,10 @@ def test_only_process_0_prints(searches):
 def test_a_lost_process_ends_the_others(
     searches, cache, tmp_path, victim, number, code, count_after
 ):
-    processes = Processes(tmp_path, cache, 2)
-    processes.end_after(9, victim, number)
+    programs = [MAIN, MAIN]
+    programs[victim] = VICTIM.format(number=number.value)
+    processes = Processes(tmp_path, cache, 2, programs=programs)
+    processes.processes[victim].wait(timeout=300)
     start = time.monotonic()
     ends = processes.ends()
     assert time.monotonic() - start < HEARTBEAT_SECONDS
@@ -122,6 +130,7 @@ def test_a_lost_process_ends_the_others(
     assert not (tmp_path / "process-0" / "result.json").exists()
 
     kept = (tmp_path / "process-0" / "trace.jsonl").read_bytes()
+    assert kept.count(b"\n") >= 8
     again = Processes(tmp_path, cache, count_after, "--resume").ends()
     assert [code for code, _, _ in again] == [0] * count_after
     [(_, [alone]), _] = searches

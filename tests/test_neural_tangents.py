@@ -77,6 +77,19 @@ def test_kernel_equals_brute_force_in_float64(implementation):
         np.testing.assert_allclose(ntk, brute_force_ntk(coupled_network, params, x), rtol=1e-11)
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_the_trace_is_the_sum_of_the_kernels_of_single_outputs(implementation):
+    with jax.enable_x64(True):
+        params, x = network_inputs(jnp.float64)
+        traced = partial(empirical_ntk, coupled_network, implementation=implementation, trace=True)
+        ntk = jax.jit(traced)(params, x)
+        single = [
+            brute_force_ntk(lambda params, x, k=k: coupled_network(params, x)[:, k], params, x)
+            for k in range(3)
+        ]
+        np.testing.assert_allclose(ntk, sum(single), rtol=1e-11)
+
+
 def test_the_network_of_these_tests_couples_the_samples():
     params, x = network_inputs(jnp.float32)
     whole = brute_force_ntk(coupled_network, params, x)

@@ -1,12 +1,21 @@
 """Kernels and condition numbers against naive float64 oracles and the original's values."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilation import quick_jit
 
 from tenas_jax.errors import InputError
-from tenas_jax.ntk import ENGINES, condition_number, empirical_ntk, ntk_condition_number
+from tenas_jax.ntk import (
+    ENGINES,
+    REDUCTIONS,
+    condition_number,
+    empirical_ntk,
+    ntk_condition_number,
+)
 
 N = 6
 
@@ -46,29 +55,62 @@ def naive_kernel(params, x, with_biases=False):
     return np.stack(rows) @ np.stack(rows).T
 
 
+def naive_trace(params, x):
+    """The whole Jacobian [n, classes, weights], and its products summed over the classes."""
+    jacobian = jax.jacobian(coupled_network)(params, x)
+    leaves = jax.tree_util.tree_leaves_with_path(jacobian)
+    kept = [np.asarray(leaf) for path, leaf in leaves if path[-1].key != "bias"]
+    flat = np.concatenate([leaf.reshape(*leaf.shape[:2], -1) for leaf in kept], 2)
+    return np.einsum("ikp,jkp->ij", flat, flat)
+
+
+NAIVE = {"sum": naive_kernel, "trace": naive_trace}
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_equals_the_naive_kernel_also_under_jit_and_vmap(engine):
+def test_equals_the_naive_kernel_also_under_jit_and_vmap(engine, reduction):
+    naive_kernel = NAIVE[reduction]
     with jax.enable_x64(True):
         params, x = case()
         expected = naive_kernel(params, x)
 
         def kernel(params, x):
-            return empirical_ntk(coupled_network, params, x, engine=engine)
+            return empirical_ntk(coupled_network, params, x, engine=engine, reduction=reduction)
 
-        np.testing.assert_allclose(kernel(params, x), expected, rtol=1e-10)
-        np.testing.assert_allclose(jax.jit(kernel)(params, x), expected, rtol=1e-10)
+        def kappa(params, x):
+            return ntk_condition_number(
+                coupled_network, params, x, engine=engine, reduction=reduction
+            )
+
+        np.testing.assert_allclose(quick_jit(kappa)(params, x), np.linalg.cond(expected), rtol=1e-8)
+
+        np.testing.assert_allclose(quick_jit(kernel)(params, x), expected, rtol=1e-10)
         pairs = [case(seed) for seed in (0, 1)]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *pairs)
         expected = np.stack([naive_kernel(*pair) for pair in pairs])
-        np.testing.assert_allclose(jax.vmap(kernel)(*stacked), expected, rtol=1e-10)
+        np.testing.assert_allclose(quick_jit(jax.vmap(kernel))(*stacked), expected, rtol=1e-10)
 
 
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("chunk_size", [1, 2, 4, 100])
-def test_the_chunk_size_does_not_matter(chunk_size):
+def test_the_chunk_size_does_not_matter(chunk_size, reduction):
     with jax.enable_x64(True):
         params, x = case()
-        kernel = empirical_ntk(coupled_network, params, x, chunk_size=chunk_size)
-        np.testing.assert_allclose(kernel, naive_kernel(params, x), rtol=1e-10)
+        kernel = empirical_ntk(
+            coupled_network, params, x, chunk_size=chunk_size, reduction=reduction
+        )
+        np.testing.assert_allclose(kernel, NAIVE[reduction](params, x), rtol=1e-10)
+
+
+def test_of_a_single_output_sum_and_trace_are_the_same():
+    params, x = case(dtype=jnp.float32)
+
+    def single(params, x):
+        return coupled_network(params, x)[:, :1]
+
+    summed, traced = (empirical_ntk(single, params, x, reduction=each) for each in REDUCTIONS)
+    np.testing.assert_allclose(traced, summed, rtol=1e-6)
 
 
 def test_biases_take_part_where_they_are_selected():
@@ -100,8 +142,28 @@ def test_bad_arguments_are_named():
     params, x = case(dtype=jnp.float32)
     with pytest.raises(InputError, match="unknown engine 'fast': choose one of chunked, neural"):
         empirical_ntk(coupled_network, params, x, engine="fast")
+    with pytest.raises(InputError, match=r"unknown reduction 'mean': choose one of sum, trace$"):
+        ntk_condition_number(coupled_network, params, x, reduction="mean")
     with pytest.raises(InputError, match="no parameter is selected"):
         empirical_ntk(coupled_network, params, x, select=lambda path: False)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_outputs_of_another_shape_are_refused(engine, reduction):
+    params, x = case(dtype=jnp.float32)
+    kernel = partial(empirical_ntk, params=params, x=x, engine=engine, reduction=reduction)
+    with pytest.raises(InputError, match=r"apply_fn returns shape \(6,\): it must return one arr"):
+        kernel(lambda params, x: coupled_network(params, x).sum(1))
+    with pytest.raises(InputError, match=r"apply_fn returns shape \(6, 3, 1\): it must return"):
+        kernel(lambda params, x: coupled_network(params, x)[..., None])
+    with pytest.raises(InputError, match=r"returns tuple: it must return one array \[n, classes\]"):
+        kernel(lambda params, x: (coupled_network(params, x), {}))
+
+
+def test_the_condition_number_of_images_with_nan_is_not_a_number():
+    params, x = case(dtype=jnp.float32)
+    assert jnp.isnan(ntk_condition_number(coupled_network, params, x.at[0, 0].set(jnp.nan)))
 
 
 def test_condition_number_of_known_spectra():

@@ -12,7 +12,7 @@ from compilation import quick_jit
 
 from tenas_jax.batch_minor import BATCH_MINOR
 from tenas_jax.layers import NHWC
-from tenas_jax.ops import FEW_CHANNELS, OPS, PATTERNS
+from tenas_jax.ops import OPS, PATTERNS
 from tenas_jax.spaces import SPACES
 
 N, SIZE, EDGES = 3, 8, 3
@@ -91,7 +91,7 @@ def test_an_op_does_not_depend_on_the_layout(name, stride, kept):
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["nhwc", "batch_minor"])
 def test_a_separable_convolution_is_the_same_with_many_channels(layout):
     # Both forms compute a dilated convolution of channels that are padded with unused ones.
-    few, many = 2, FEW_CHANNELS
+    few, many = 2, layout.few_channels
     params, images = inputs("dil_conv_3x3", 2, few)
 
     def pad(path, leaf):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tenas_jax.errors import InputError
 from tenas_jax.genotype import from_string, to_string
 from tenas_jax.pruning import Group, PruneState, candidates, done, groups, init, prune_step, without
-from tenas_jax.ranking import pruning_order, relative_differences
+from tenas_jax.ranking import differences, mean_differences, pruning_order
 from tenas_jax.spaces import DARTS, NAS_BENCH_201
 
 DIRECTIONS = {"kappa": -1, "regions": 1}
@@ -42,10 +42,10 @@ def test_replay_of_the_original_search(golden):
         rows = candidates(NAS_BENCH_201, state)
         assert rows.tolist() == [[0, c["edge"], c["op"]] for c in expected["candidates"]]
         pairs = [np.array([c["kappa"], c["regions_as_reported"]]) for c in expected["candidates"]]
-        differences = np.concatenate(
-            [relative_differences(p[..., 0], p[None, ..., 1], decimals=3) for p in pairs]
+        changes = np.concatenate(
+            [mean_differences(differences(p[..., 0], p[None, ..., 1], decimals=3)) for p in pairs]
         )
-        order = pruning_order(differences, DIRECTIONS)
+        order = pruning_order(changes, DIRECTIONS)
         state, info = prune_step(state, rows, order, groups(NAS_BENCH_201, state))
         assert sorted(info.pruned.tolist()) == sorted([0, *pair] for pair in expected["pruned"])
         np.testing.assert_array_equal(state.mask[0], expected["mask_after"])
@@ -150,9 +150,9 @@ def test_any_scores_end_in_a_darts_genotype(seed, prune_number, levels):
     rng = np.random.default_rng(seed)  # levels=2: nearly everything is tied
 
     def order_of(rows):
-        differences = rng.integers(levels, size=(len(rows), 2)).astype(float)
-        differences[rng.random(len(rows)) < 0.1, 0] = -np.inf
-        return pruning_order(differences, DIRECTIONS)
+        changes = rng.integers(levels, size=(len(rows), 2)).astype(float)
+        changes[rng.random(len(rows)) < 0.1, 0] = -np.inf
+        return pruning_order(changes, DIRECTIONS)
 
     steps = search(DARTS, prune_number, order_of)
     mask = steps[-1][-1].mask

@@ -9,18 +9,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from tenas_jax import ranking
 from tenas_jax.errors import InputError
 from tenas_jax.ranking import (
     COMBINATIONS,
     dense_ranks,
     importance,
+    mean_differences,
     metric_ranks,
     pruning_order,
-    relative_differences,
+    standard_errors,
 )
 
 DIRECTIONS = {"kappa": -1, "regions": 1}
 INF, NAN = math.inf, math.nan
+
+
+def relative_differences(full, pruned, *, decimals):
+    return mean_differences(ranking.differences(full, pruned, decimals=decimals))
 
 
 def difference(full, pruned, decimals=3):
@@ -179,3 +185,34 @@ def test_a_column_without_direction_is_refused():
 def test_unknown_combination_lists_the_choices():
     with pytest.raises(InputError, match=r"'mean'.*choose from sum, min, max, kappa, regions$"):
         importance(TABLE, DIRECTIONS, "mean")
+
+
+@given(
+    arrays(float, (2, 3), elements=st.floats(1, 1e6)),
+    arrays(float, (4, 2, 3), elements=st.floats(1, 1e6)),
+)
+def test_log_differences_and_standard_errors_are_those_of_a_plain_loop(full, pruned):
+    changes = ranking.differences(full, pruned, difference="log", decimals=None)
+    for candidate, metric in np.ndindex(4, 2):
+        expected = [
+            math.log(f) - math.log(p)
+            for f, p in zip(full[metric], pruned[candidate, metric], strict=True)
+        ]
+        assert changes[candidate, metric].tolist() == pytest.approx(expected, abs=1e-12)
+        error = standard_errors(changes)[candidate, metric]
+        assert error == pytest.approx(np.std(expected, ddof=1) / math.sqrt(3), abs=1e-9)
+
+
+def test_repeats_that_were_not_measured_are_left_out():
+    full, pruned = np.array([[10.0, 10.0, 10.0]]), np.array([[[9.0, NAN, 7.0]]])
+    changes = ranking.differences(full, pruned, decimals=None)
+    assert mean_differences(changes).item() == pytest.approx(0.2)
+    assert standard_errors(changes).item() == pytest.approx(0.1)
+    assert np.isnan(standard_errors(changes[..., :2]).item())
+
+
+def test_a_kernel_that_is_no_longer_singular_is_an_improvement_in_both_differences():
+    full, pruned = np.array([[INF]]), np.array([[[10.0]], [[INF]]])
+    assert relative_differences(full, pruned, decimals=3)[:, 0].tolist() == [1.0, 0.0]
+    logs = mean_differences(ranking.differences(full, pruned, difference="log", decimals=3))
+    assert logs[:, 0].tolist() == [INF, 0.0]

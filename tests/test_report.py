@@ -1,5 +1,6 @@
 """Plots and summary of a search: what they say, that it can be read, that files appear whole."""
 
+import errno
 import io
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from matplotlib.patches import Circle, FancyArrowPatch, Patch
 from matplotlib.text import Text
 from rich.console import Console
 
+from tenas_jax.errors import InputError
 from tenas_jax.report import _cells, _label_offsets, _pruning_map, _trajectory, summary, write_plots
 from tenas_jax.spaces import DARTS, NAS_BENCH_201, SearchSpace
 
@@ -35,11 +37,17 @@ def random_architecture(space: SearchSpace, seed: int) -> Bool[np.ndarray, "cell
     return mask
 
 
+def place(space: SearchSpace, candidate: Any) -> dict[str, Any]:
+    cell, edge, op = candidate
+    return {"cell": space.cell_types[cell], "edge": int(edge), "op": space.ops[op]}
+
+
 def random_search(space: SearchSpace, seed: int) -> tuple[dict[str, Any], Bool[np.ndarray, "..."]]:
     """A result whose nine rounds prune, in random order, everything but a random architecture."""
     rng = np.random.default_rng(seed)
     final_mask = random_architecture(space, seed)
     to_prune = rng.permutation(np.argwhere(space.initial_mask() & ~final_mask))
+    batches = np.array_split(to_prune, 9)
     rounds = [
         {
             "round": index,
@@ -47,13 +55,17 @@ def random_search(space: SearchSpace, seed: int) -> tuple[dict[str, Any], Bool[n
                 "kappa": float(rng.lognormal(7, 1)),
                 "regions": float(rng.uniform(800, 1200)),
             },
-            "candidates": [{"cell": space.cell_types[0], "edge": 0, "op": space.ops[1]}] * 11,
-            "pruned": [
-                {"cell": space.cell_types[cell], "edge": int(edge), "op": space.ops[op]}
-                for cell, edge, op in batch
+            "candidates": [
+                {
+                    **place(space, candidate),
+                    "differences": {"kappa": float(rng.normal()), "regions": -0.01},
+                    "standard_errors": {"kappa": float(rng.random()), "regions": "nan"},
+                }
+                for candidate in np.concatenate([*batches[index:], np.argwhere(final_mask)])
             ],
+            "pruned": [place(space, pruned) for pruned in batch],
         }
-        for index, batch in enumerate(np.array_split(to_prune, 9))
+        for index, batch in enumerate(batches)
     ]
     result = {
         "preset": space.name,
@@ -112,15 +124,15 @@ def test_failed_write_leaves_the_old_file_and_no_other(
 ) -> None:
     def disk_full(_: Figure, path: Path, **__: object) -> None:
         path.write_text("half")
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Figure, "savefig", disk_full)
-    (tmp_path / "trajectory.png").write_text("of an earlier run")
+    (tmp_path / "cell.png").write_text("of an earlier run")
     result, final_mask = random_search(NAS_BENCH_201, 0)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(InputError, match=r"cannot use .*\.png: No space left on device"):
         write_plots(result, NAS_BENCH_201, final_mask, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["trajectory.png"]
-    assert (tmp_path / "trajectory.png").read_text() == "of an earlier run"
+    assert [path.name for path in tmp_path.iterdir()] == ["cell.png"]
+    assert (tmp_path / "cell.png").read_text() == "of an earlier run"
 
 
 def test_trajectory_shows_each_round_at_its_metrics() -> None:
@@ -170,7 +182,9 @@ def test_labels_stay_between_the_corners() -> None:
 
 
 @SPACES
-def test_pruning_map_shows_the_round_of_every_pruned_operator(space: SearchSpace) -> None:
+def test_pruning_map_shows_the_round_and_the_last_differences_of_every_operator(
+    space: SearchSpace,
+) -> None:
     result, final_mask = random_search(space, 1)
     figure = _pruning_map(result["rounds"], space, final_mask)
     assert [axes.get_title() for axes in figure.axes] == list(space.cell_types)
@@ -185,13 +199,19 @@ def test_pruning_map_shows_the_round_of_every_pruned_operator(space: SearchSpace
             )
             for text in axes.texts
         }
-        expected = {
-            ("{1}<-{0}".format(*space.edges[pruned["edge"]]), pruned["op"], str(entry["round"] + 1))
-            for entry in result["rounds"]
-            for pruned in entry["pruned"]
-            if pruned["cell"] == cell
-        }
-        assert shown == expected
+        expected = {}
+        for entry in result["rounds"]:
+            for candidate in entry["candidates"]:
+                if candidate["cell"] == cell:
+                    gone = {name: candidate[name] for name in ("cell", "edge", "op")}
+                    when = f"round {entry['round'] + 1}" if gone in entry["pruned"] else "kept"
+                    change, error = (
+                        candidate[name]["kappa"] for name in ("differences", "standard_errors")
+                    )
+                    edge = "{1}<-{0}".format(*space.edges[candidate["edge"]])
+                    text = f"{when}\nκ {change:+.2f}±{error:.2f}\nR -0.01"
+                    expected[edge, candidate["op"]] = text
+        assert shown == {(*where, text) for where, text in expected.items()}
     assert_readable(figure)
 
 
@@ -246,12 +266,24 @@ def test_summary_says_it_all_in_80_columns(space: SearchSpace) -> None:
     assert lines[header].split() == ["round", "evaluations", "kappa", "regions", "pruned"]
     rows = [line.split() for line in lines[header + 1 :]]
     starts = [row for row in rows if row[0].isdigit()]
-    assert [row[:2] for row in starts] == [[str(index + 1), "11"] for index in range(9)]
+    assert [row[:2] for row in starts] == [
+        [str(entry["round"] + 1), str(len(entry["candidates"]))] for entry in result["rounds"]
+    ]
     assert starts[1][2] == "inf"
     shown = [word.strip(",").split(":") for row in rows for word in row if ":" in word]
     pruned = [pruned["op"] for entry in result["rounds"] for pruned in entry["pruned"]]
     for op in space.ops:
         assert sum(int(count) for name, count in shown if name == op) == pruned.count(op)
+
+
+def test_a_search_among_architectures_has_its_cell_alone(tmp_path: Path) -> None:
+    result, final_mask = random_search(NAS_BENCH_201, 0)
+    write_plots(result | {"rounds": []}, NAS_BENCH_201, final_mask, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["cell.png"]
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(summary(result | {"rounds": []}))
+    assert "332, of them not finite: 17" in capture.get()
 
 
 def test_pyplot_is_not_imported() -> None:

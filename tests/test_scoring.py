@@ -10,7 +10,8 @@ from jax import export
 from tenas_jax.batch_minor import BATCH_MINOR
 from tenas_jax.config import NTKConfig, RegionsConfig, SearchConfig
 from tenas_jax.data import ImageSet
-from tenas_jax.scoring import SupernetScorer, initialized, make_measure, make_scorer
+from tenas_jax.measurement import initialized, make_measure
+from tenas_jax.scoring import SupernetScorer, make_scorer
 from tenas_jax.search import run_search
 from tenas_jax.spaces import NAS_BENCH_201
 from tenas_jax.supernet import NTK_NETWORKS
@@ -41,7 +42,8 @@ def traced(image_set):
         count.append(1)
         return measure(*arguments)
 
-    scorer = SupernetScorer(counting, NAS_BENCH_201, image_set.images, jax.devices()[:4])
+    names = CONFIG.metric_names
+    scorer = SupernetScorer(counting, names, NAS_BENCH_201, image_set.images, jax.devices()[:4])
     scorer.compile()
     return scorer, count
 

@@ -14,8 +14,10 @@ import pytest
 from tenas_jax.config import NTKConfig, SearchConfig
 from tenas_jax.errors import InputError
 from tenas_jax.genotype import from_string
-from tenas_jax.search import Metric, evaluations_per_round, run_search
+from tenas_jax.metrics import KAPPA, REGIONS
+from tenas_jax.search import run_search
 from tenas_jax.spaces import DARTS, NAS_BENCH_201
+from tenas_jax.strategies import evaluations_per_round
 
 CONFIG = SearchConfig(repeats=2, seed=5)
 
@@ -23,7 +25,7 @@ CONFIG = SearchConfig(repeats=2, seed=5)
 class HashScorer:
     """Scores that look random and depend on a row's key and mask alone."""
 
-    metrics = (Metric("kappa", -1), Metric("regions", 1))
+    metrics = (KAPPA, REGIONS)
     compile_seconds = 0.25
 
     def __init__(self, batch_rows=4, dies_at_call=None, singular=0):
@@ -125,7 +127,8 @@ def test_a_search_equals_the_naive_one(tmp_path):
 
 def test_the_trace_has_one_line_per_measurement_and_explains_the_result(tmp_path):
     result = search(tmp_path)
-    records = [json.loads(line) for line in (tmp_path / "trace.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "trace.jsonl").read_text().splitlines()]
+    records = [line for line in lines if "importance" not in line]
     places = [(r["round"], r["repeat"], r["cell"], r["edge"], r["op"]) for r in records]
     assert len(places) == len(set(places)) == 2 * (3 + 24 + 18 + 12)
     supernets = [r["kappa"] for r in records if r["round"] == 1 and r["op"] is None]
@@ -136,6 +139,27 @@ def test_the_trace_has_one_line_per_measurement_and_explains_the_result(tmp_path
         for place in entry["pruned"]:
             mask[0, place["edge"], NAS_BENCH_201.ops.index(place["op"])] = False
         np.testing.assert_array_equal(mask, following["mask"])
+
+
+def test_the_trace_has_the_differences_of_each_round_and_their_standard_errors(tmp_path):
+    result = search(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "trace.jsonl").read_text().splitlines()]
+    decided = [
+        {"round": entry["round"], **candidate}
+        for entry in result["rounds"]
+        for candidate in entry["candidates"]
+    ]
+    assert [line for line in lines if "importance" in line] == decided
+    first = [line for line in lines[:50] if (line["edge"], line["op"]) == (0, "nor_conv_1x1")]
+    full = [line for line in lines[:50] if line["op"] is None]
+    changes = [
+        round((f["kappa"] - c["kappa"]) / f["kappa"], 3) for f, c in zip(full, first, strict=True)
+    ]
+    [candidate] = [c for c in decided[:24] if (c["edge"], c["op"]) == (0, "nor_conv_1x1")]
+    assert candidate["repeats"] == 2
+    assert candidate["differences"]["kappa"] == np.mean(changes)
+    error = np.std(changes, ddof=1) / np.sqrt(2)
+    assert candidate["standard_errors"]["kappa"] == pytest.approx(error, rel=1e-12)
 
 
 def test_every_row_is_measured_once_and_repeats_differ_in_the_key_alone(tmp_path):
@@ -217,7 +241,7 @@ def test_a_whole_record_without_its_newline_counts_as_torn(tmp_path):
     (tmp_path / "result.json").unlink()
     scorer = HashScorer()
     search(tmp_path, scorer, resume=True)
-    assert scorer.calls == 1
+    assert scorer.calls == 0
     assert (tmp_path / "trace.jsonl").read_bytes() == complete
 
 
@@ -227,7 +251,8 @@ def test_a_whole_record_without_its_newline_counts_as_torn(tmp_path):
         (lambda lines: [*lines[:3], b"{oops}\n", *lines[4:]], "line 4 is damaged"),
         (lambda lines: lines[1:], "line 1 is not the measurement"),
         (lambda lines: [*lines[:9], *lines[10:]], "line 10 is not the measurement"),
-        (lambda lines: [*lines, lines[-1]], "line 115 is not the measurement"),
+        (lambda lines: [*lines, lines[-1]], "line 169 is not the measurement"),
+        (lambda lines: [*lines[:50], lines[51], *lines[51:]], "line 51 is not the measurement"),
         (lambda lines: [lines[0].replace(b"kappa", b"kapa"), *lines[1:]], "line 1 is not"),
         (lambda lines: [lines[0].replace(b'"op"', b'"x": 1, "op"'), *lines[1:]], "line 1 is not"),
     ],

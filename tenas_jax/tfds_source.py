@@ -1,0 +1,52 @@
+"""TensorFlow Datasets, which is imported only when one of its data sets is asked for."""
+
+from typing import Any
+
+from tenas_jax.errors import InputError
+
+
+def tfds_builder(name: str, data_dir: str | None, *, at_random: bool = False) -> Any:
+    """A data set that is ready to be read.
+
+    Args:
+        name: as in the catalog, optionally with configuration and version.
+        data_dir: where TFDS keeps its data; its own default if `None`.
+        at_random: whether its records are to be read in any order, which takes another file format.
+
+    Returns:
+        A `tfds.core.DatasetBuilder`.
+
+    Raises:
+        InputError: TFDS is not installed, or cannot find or prepare the data set.
+    """
+    try:
+        import tensorflow as tf  # type: ignore[import-untyped]
+        import tensorflow_datasets as tfds  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise InputError(
+            f"source 'tfds:{name}' needs TensorFlow Datasets ({_first_line(error)}): "
+            "pip install tensorflow tensorflow-datasets"
+        ) from error
+    tf.config.set_visible_devices([], "GPU")  # TensorFlow would take the memory JAX needs
+    file_format = {"file_format": "array_record"} if at_random else {}
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, **file_format)
+        builder.download_and_prepare()
+    except tfds.core.DatasetNotFoundError as error:
+        raise InputError(f"TFDS has no data set {name!r}: use a name of its catalog") from error
+    except (
+        AssertionError,  # an unknown version; a data set to be downloaded by hand
+        ImportError,
+        OSError,
+        ValueError,  # an unknown configuration
+        tfds.download.DownloadError,
+    ) as error:
+        raise InputError(
+            f"TFDS cannot prepare {name!r}: {_first_line(error)} "
+            "(prepare it where there is a network and give its data_dir)"
+        ) from error
+    return builder
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].strip() or type(error).__name__

@@ -1,0 +1,88 @@
+"""All metrics of a row: each is computed whatever the others are, and of this mask."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from compilation import quick_jit
+
+from tenas_jax import architectures
+from tenas_jax.config import NTKConfig, RegionsConfig, SearchConfig
+from tenas_jax.costs import architecture_costs
+from tenas_jax.data import ImageSet
+from tenas_jax.measurement import make_measure, measure_costs
+from tenas_jax.metrics import METRICS
+from tenas_jax.spaces import NAS_BENCH_201
+
+CONFIG = SearchConfig(
+    images=16,
+    image_size=8,
+    padding=1,
+    metrics=",".join(METRICS),
+    ntk=NTKConfig(batch_size=6),
+    regions=RegionsConfig(batch_size=20, batches=2),
+)
+ONLY_NONE = np.tile(np.arange(5) == 0, (1, 6, 1))
+
+
+@pytest.fixture(scope="module")
+def image_set():
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), np.uint8)
+    return ImageSet(pixels, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "noise")
+
+
+@pytest.fixture(scope="module")
+def measured(image_set):
+    """All metrics that depend on weights, of an architecture, of none, of the supernet."""
+    measure = make_measure(CONFIG, NAS_BENCH_201, image_set)
+    [architecture] = architectures.sample(NAS_BENCH_201, 1, np.random.default_rng(1))
+    masks = [architecture, ONLY_NONE, NAS_BENCH_201.initial_mask()]
+    compiled = quick_jit(measure)
+    key = jax.random.key(1)
+    return masks, [jax.device_get(compiled(key, mask, image_set.images)) for mask in masks]
+
+
+def test_every_metric_is_measured(measured):
+    _, rows = measured
+    assert {*rows[0], "parameters", "flops"} == set(METRICS)
+
+
+def test_a_metric_does_not_depend_on_what_else_is_measured(measured, image_set):
+    masks, rows = measured
+    config = dataclasses.replace(CONFIG, metrics="regions,naswot")
+    measure = make_measure(config, NAS_BENCH_201, image_set)
+    values = quick_jit(measure)(jax.random.key(1), masks[0], image_set.images)
+    assert set(values) == {"regions", "naswot"}
+    for name, value in values.items():
+        np.testing.assert_allclose(value, rows[0][name], rtol=2e-4, err_msg=name)
+
+
+def test_a_network_without_connections(measured):
+    _, rows = measured
+    nothing = rows[1]
+    assert nothing["kappa"] == np.inf
+    assert nothing["regions"] == 1
+    assert nothing["ntk_trace"] == 0
+    assert nothing["naswot"] == nothing["synflow"] == -np.inf
+    assert nothing["swap"] == 1
+    assert nothing["grad_norm"] == nothing["snip"] == nothing["zico"] == 0
+
+
+def test_a_connected_network_has_finite_positive_scores(measured):
+    _, rows = measured
+    for row in (rows[0], rows[2]):
+        assert all(np.isfinite(list(row.values())))
+        assert row["ntk_trace"] == pytest.approx(6 * row["ntk_mean_eigenvalue"], rel=1e-5)
+        assert row["kappa"] > 1
+        assert row["grad_norm"] > 0
+        assert row["swap"] > 1
+
+
+def test_costs_are_those_of_the_discrete_networks(measured):
+    masks = np.stack(measured[0][:2])
+    parameters, flops = architecture_costs(NAS_BENCH_201, masks)
+    costs = measure_costs(NAS_BENCH_201, masks)
+    np.testing.assert_array_equal(costs["parameters"], parameters)
+    np.testing.assert_array_equal(costs["flops"], flops)
+    assert parameters[1] == 73306
