@@ -14,6 +14,9 @@ COMMANDS = {
     "correlate": "compare such scores with trained accuracies",
     "nasbench": "make tables of accuracies from the archives of NAS-Bench-201",
     "describe": "print and draw an architecture: layers, parameters, FLOPs",
+    "train": "train an architecture",
+    "eval": "evaluate a trained network",
+    "export": "write a trained network as StableHLO",
 }
 USAGE = f"""\
 usage: tenas [--version] [--help] COMMAND ...

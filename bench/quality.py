@@ -1,0 +1,298 @@
+"""What the searches find on NAS-Bench-201, and how well the metrics rank trained networks.
+
+    python -m bench.quality --data npz:PATH --accuracy-table PATH --workdir DIR
+
+The paper's Tables 1, 4 and 5 on CIFAR-10: mean and deviation, over seeds, of the test accuracy of
+the architectures found by TE-NAS (both presets), by one metric alone, by other combinations of
+ranks, and by random search of equal budget; what more repeats buy, fixed or where a decision is
+open; and the correlations of all metrics with accuracy over 1000 sampled architectures. Searches
+and scores go on where they were when this is started again with the same `--workdir`.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench import common
+from tenas_jax import cli
+from tenas_jax.config import SearchConfig
+from tenas_jax.configs import get_preset
+from tenas_jax.data import ImageSet, load_images
+from tenas_jax.nasbench import AccuracyTable, load_table
+from tenas_jax.runtime import Machine, configure_jax
+from tenas_jax.scoring import SupernetScorer, make_scorer
+from tenas_jax.search import Scorer, run_search
+from tenas_jax.spaces import NAS_BENCH_201
+
+CODE, PAPER = "nas-bench-201", "nas-bench-201-paper"
+PRESET_OF_REPEATS = "nas-bench-201, 32 images"
+ORIGINAL = 93.405  # the original code's only complete run, seed 0
+# The paper's Table 1, mean and deviation of four seeds, and Tables 4 and 5 on CIFAR-100.
+PUBLISHED = {PAPER: "93.9 +- 0.47", CODE: f"93.9 +- 0.47; its code, once: {ORIGINAL}"}
+TABLES: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
+    "TE-NAS": [
+        (CODE, CODE, {}),
+        (PAPER, PAPER, {}),
+        (f"{PAPER}, kappa only", PAPER, {"combination": "kappa"}),
+        (f"{PAPER}, regions only", PAPER, {"combination": "regions"}),
+        (f"{PAPER}, min of ranks", PAPER, {"combination": "min"}),
+        (f"{PAPER}, max of ranks", PAPER, {"combination": "max"}),
+        (f"{PAPER}, random search", PAPER, {"strategy": "random", "budget": 54}),
+    ],
+    "Repeats": [
+        (f"{repeats} repeats, {difference} differences", PRESET_OF_REPEATS,
+         {"repeats": repeats, "difference": difference})
+        for difference, repeats in (
+            ("relative", 3), ("relative", 10), ("relative", "auto"), ("log", 3), ("log", "auto")
+        )
+    ],
+}  # fmt: skip
+
+
+class Remembering:
+    """A scorer that measures no row twice: searches with one seed share most of their rows.
+
+    Args:
+        scorer: measures rows.
+        path: keeps them, a line of JSON each.
+    """
+
+    def __init__(self, scorer: SupernetScorer, path: Path) -> None:
+        self._scorer, self._path = scorer, path
+        self.metrics, self.batch_rows = scorer.metrics, scorer.batch_rows
+        self.compile_seconds = 0.0
+        self.rows = 0
+        lines = path.read_text().splitlines() if path.exists() else []
+        self._known: dict[str, list[float]] = dict(map(_parse, filter(_whole, lines)))
+
+    def compile(self) -> None:
+        """Compile once, whatever many searches there are."""
+        self._scorer.compile()
+
+    def __call__(self, keys: Any, masks: np.ndarray) -> np.ndarray:
+        """Measure the rows that are new."""
+        import jax
+
+        data = np.asarray(jax.random.key_data(keys))
+        names = [
+            f"{k.tobytes().hex()}-{m.tobytes().hex()}" for k, m in zip(data, masks, strict=True)
+        ]
+        self.rows += len(set(names))
+        if not self._known.keys() >= set(names):
+            values = self._scorer(keys, masks)
+            self._known |= zip(names, values.tolist(), strict=True)
+            with open(self._path, "a") as file:
+                for name in dict.fromkeys(names):
+                    file.write(json.dumps([name, self._known[name]]) + "\n")
+        return np.array([self._known[name] for name in names])
+
+
+def _whole(line: str) -> bool:
+    return line.endswith("]]")
+
+
+def _parse(line: str) -> tuple[str, list[float]]:
+    name, values = json.loads(line)
+    return name, values
+
+
+def base_config(preset: str, data: str) -> SearchConfig:
+    """The configuration that variants of a preset start from."""
+    config: SearchConfig = get_preset(CODE if preset == PRESET_OF_REPEATS else preset)
+    if preset == PRESET_OF_REPEATS:
+        config = dataclasses.replace(config, ntk=dataclasses.replace(config.ntk, batch_size=32))
+    return dataclasses.replace(config, data=data)
+
+
+def searches(
+    options: argparse.Namespace, images: ImageSet, table: AccuracyTable
+) -> Iterator[dict[str, Any]]:
+    """Search with every variant and seed.
+
+    Yields:
+        What each variant found, and what it cost.
+    """
+    import jax
+
+    devices = jax.devices()
+    scorers: dict[str, Scorer] = {}
+    for title, variants in TABLES.items():
+        for name, preset, fields in variants:
+            base = base_config(preset, options.data)
+            if preset not in scorers:
+                path = options.workdir / f"{common.file_name(preset)}.jsonl"
+                scorers[preset] = Remembering(
+                    make_scorer(base, NAS_BENCH_201, images, devices), path
+                )
+            found, rows = [], []
+            for seed in range(options.seeds):
+                config = dataclasses.replace(base, seed=seed, **fields)
+                workdir = options.workdir / f"{common.file_name(name)}-{seed}"
+                result = run_search(
+                    config,
+                    scorers[preset],
+                    workdir,
+                    preset=preset,
+                    data_fingerprint=images.fingerprint,
+                    device="bench",
+                    resume=(workdir / "trace.jsonl").exists(),
+                )
+                trace = (workdir / "trace.jsonl").read_text().splitlines()
+                rows.append(sum("importance" not in line for line in trace))
+                found.append(result["genotype"])
+                print(f"{name}, seed {seed}: {table.accuracy(found[-1]):.2f} %", flush=True)
+            accuracies = [table.accuracy(genotype) for genotype in found]
+            yield {
+                "table": title,
+                "variant": name,
+                "rows": float(np.mean(rows)),
+                "accuracies": accuracies,
+                "ranks": [table.rank(genotype) for genotype in found],
+                "genotypes": found,
+            }
+
+
+def correlations(options: argparse.Namespace, preset: str) -> dict[str, Any]:
+    """Score sampled architectures and correlate with their accuracies, by the commands."""
+    workdir = options.workdir / f"scores-{preset}"
+    if not (workdir / "scores.csv").exists():
+        words = ["score", preset, "--sample", str(options.sample), "--data", options.data]
+        words += ["--workdir", str(workdir)]
+        started = time.monotonic()
+        resumed = ["--resume"] if (workdir / "trace.jsonl").exists() else []
+        assert cli.main([*words, *resumed]) == 0
+        if not resumed:
+            (workdir / "seconds").write_text(str(time.monotonic() - started))
+    words = ["correlate", str(workdir / "scores.csv"), "--accuracy-table", options.accuracy_table]
+    words += ["--sums", "kappa+regions", "--plots", str(workdir / "plots")]
+    words += ["--output", str(workdir / "correlations.json")]
+    (workdir / "correlations.json").unlink(missing_ok=True)
+    assert cli.main([str(word) for word in words]) == 0
+    content: dict[str, Any] = json.loads((workdir / "correlations.json").read_text())
+    return {"preset": preset, "architectures": content["architectures"]}
+
+
+def search_rows(results: Sequence[Mapping[str, Any]], title: str) -> list[list[Any]]:
+    """Rows of the table of what searches found."""
+    return [
+        [
+            each["variant"],
+            f"{np.mean(each['accuracies']):.2f} +- {np.std(each['accuracies'], ddof=1):.2f}",
+            f"{min(each['accuracies']):.2f}",
+            f"{max(each['accuracies']):.2f}",
+            f"{np.median(each['ranks']):.0f}",
+            f"{each['rows']:.0f}",
+            PUBLISHED.get(each["variant"], ""),
+        ]
+        for each in results
+        if each["table"] == title
+    ]
+
+
+SEARCH_HEADER = ("search", "accuracy %", "worst", "best", "median rank", "measurements", "paper")
+
+
+def plot_accuracies(path: Path, results: Sequence[Mapping[str, Any]], table: AccuracyTable) -> None:
+    """A dot for each search, a bar for the mean of its variant, over all trained networks."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 0.42 * len(results) + 1.6), layout="constrained")
+    axes = figure.add_subplot()
+    for row, each in enumerate(results):
+        axes.plot(each["accuracies"], [row] * len(each["accuracies"]), "o", alpha=0.5, color="C0")
+        axes.plot(np.mean(each["accuracies"]), row, "|", markersize=18, color="black")
+    axes.axvline(float(table.accuracies.max()), color="C2", label="best of the space")
+    axes.axvline(float(np.median(table.accuracies)), color="C3", ls="--", label="median of it")
+    axes.set_yticks(range(len(results)), [each["variant"] for each in results])
+    axes.invert_yaxis()
+    axes.set(
+        xlabel="CIFAR-10 test accuracy, %",
+        title="What the searches find: seeds, and their mean (|)",
+    )
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+def correlation_rows(content: Mapping[str, Any]) -> list[list[Any]]:
+    """Rows of the table of correlations of one preset."""
+    pools = content["architectures"]
+    everything, alive = pools["all"]["scores"], pools["without_dead_operators"]["scores"]
+
+    def text(estimate: Mapping[str, Any]) -> str:
+        low, high = float(estimate["low"]), float(estimate["high"])
+        return f"{float(estimate['value']):.3f} ({low:.3f} to {high:.3f})"
+
+    return [
+        [
+            name,
+            text(score["kendall_tau"]),
+            text(alive[name]["kendall_tau"]) if name in alive else "",
+            text(score["spearman"]),
+            score["nonfinite"],
+        ]
+        for name, score in everything.items()
+    ]
+
+
+CORRELATION_HEADER = (
+    "metric", "Kendall tau", "without dead operators", "Spearman", "not finite"
+)  # fmt: skip
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", required=True, help="CIFAR-10: npz:PATH or tfds:cifar10")
+    parser.add_argument("--accuracy-table", required=True, type=Path)
+    parser.add_argument("--workdir", required=True, type=Path, help="keeps what is measured")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--sample", type=int, default=1000, help="architectures to correlate")
+    options = parser.parse_args()
+    options.workdir.mkdir(parents=True, exist_ok=True)
+    environment = common.prepare_environment(len(os.sched_getaffinity(0)))
+    configure_jax(Machine())
+    table = load_table(options.accuracy_table)
+    config = base_config(CODE, options.data)
+    images = load_images(
+        config.data,
+        image_size=config.image_size,
+        limit=config.images,
+        minimum=config.ntk.batch_size,
+        seed=config.seed,
+        data_dir=None,
+    )
+    found = list(searches(options, images, table))
+    scored = [correlations(options, preset) for preset in (CODE, PAPER)]
+    parts = [
+        f"NAS-Bench-201, CIFAR-10, {options.seeds} seeds. All {len(table)} architectures: mean "
+        f"{table.accuracies.mean():.2f} %, median {np.median(table.accuracies):.2f} %, best "
+        f"{table.accuracies.max():.2f} %.",
+        *(
+            f"## {title}\n\n{common.table(SEARCH_HEADER, search_rows(found, title))}"
+            for title in TABLES
+        ),
+        *(
+            f"## Correlation with accuracy, {content['preset']}, {options.sample} architectures\n\n"
+            f"{common.table(CORRELATION_HEADER, correlation_rows(content))}"
+            for content in scored
+        ),
+    ]
+    folder = common.write_results(
+        options.results, "quality", environment, [*found, *scored], "\n\n".join(parts)
+    )
+    plot_accuracies(folder / "quality.png", found, table)
+
+
+if __name__ == "__main__":
+    main()

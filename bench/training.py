@@ -1,0 +1,119 @@
+"""A training of a found architecture against those of the worst in the space.
+
+    python -m bench.training GENOTYPE|WORKDIR --data npz:PATH --accuracy-table PATH --workdir DIR
+
+The NAS-Bench-201 recipe for a few epochs: the architecture that was found, the least accurate one
+of the table, whose input and output are not connected, and the least accurate one that learns. A
+training that was interrupted goes on when this is started again.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench import common
+from tenas_jax import cli
+from tenas_jax.genotype import to_string
+from tenas_jax.nasbench import AccuracyTable, load_table
+from tenas_jax.network import load_genotype
+from tenas_jax.training_folder import epoch_records
+
+CHANCE = 10.0  # %, the accuracy of a network that learns nothing
+
+
+def contestants(found: str, table: AccuracyTable) -> dict[str, str]:
+    """The architectures that are trained."""
+    learns = np.flatnonzero(table.accuracies > CHANCE + 1)
+    return {
+        "found": to_string(*load_genotype(found)),
+        "worst that learns": table.genotypes[learns[table.accuracies[learns].argmin()]],
+        "worst": table.genotypes[table.accuracies.argmin()],
+    }
+
+
+def train(genotype: str, folder: Path, options: argparse.Namespace) -> Sequence[dict[str, Any]]:
+    """Train, and what `metrics.jsonl` says of each epoch."""
+    words = ["train", genotype, "--recipe", "nas-bench-201", "--data", options.data]
+    words += ["--epochs", str(options.epochs), "--batch-size", str(options.batch_size)]
+    words += ["--output", str(folder)]
+    assert cli.main([*words, *(["--resume"] if (folder / "config.json").exists() else [])]) == 0
+    return epoch_records(folder)
+
+
+def plot(path: Path, results: Sequence[dict[str, Any]]) -> None:
+    """Loss and test accuracy by epoch."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for each in results:
+        epochs = [record["epoch"] for record in each["epochs"]]
+        label = (
+            f"{each['name']}: {each['table_accuracy']:.2f} % after 200 epochs on all of CIFAR-10"
+        )
+        left.plot(epochs, [record["train_loss"] for record in each["epochs"]], marker="o")
+        accuracies = [100 * record["test_accuracy"] for record in each["epochs"]]
+        right.plot(epochs, accuracies, marker="o", label=label)
+    left.set(xlabel="epoch", ylabel="training loss (nats)")
+    right.set(xlabel="epoch", ylabel="accuracy on held-out images, %")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside upper center", frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("found", help="genotype, or work directory of a search")
+    parser.add_argument("--data", required=True, help="labeled images: npz:PATH, tfds:cifar10")
+    parser.add_argument("--accuracy-table", required=True, type=Path)
+    parser.add_argument("--workdir", required=True, type=Path)
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--batch-size", type=int, default=64)
+    options = parser.parse_args()
+    environment = common.prepare_environment(len(os.sched_getaffinity(0)))
+    table = load_table(options.accuracy_table)
+    results: list[dict[str, Any]] = []
+    for name, genotype in contestants(options.found, table).items():
+        epochs = train(genotype, options.workdir / common.file_name(name), options)
+        results.append(
+            {
+                "name": name,
+                "genotype": genotype,
+                "table_accuracy": table.accuracy(genotype),
+                "epochs": epochs,
+            }
+        )
+    config = json.loads((options.workdir / "found" / "config.json").read_text())
+    rows = [
+        [
+            each["name"],
+            each["genotype"],
+            f"{each['table_accuracy']:.2f}",
+            *(f"{record['train_loss']:.3f}" for record in (each["epochs"][0], each["epochs"][-1])),
+            f"{100 * each['epochs'][-1]['test_accuracy']:.1f}",
+        ]
+        for each in results
+    ]
+    header = ("architecture", "genotype", "table, %", "first loss", "last loss", "accuracy, %")
+    folder = common.write_results(
+        options.results,
+        "training",
+        environment,
+        [{"config": config}, *results],
+        f"{options.epochs} epochs, batch {options.batch_size}.\n\n{common.table(header, rows)}",
+    )
+    plot(folder / "training.png", results)
+
+
+if __name__ == "__main__":
+    main()
