@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ import numpy as np
 
 from bench import common
 from tenas_jax import cli
-from tenas_jax.config import SearchConfig
+from tenas_jax.config import NTKConfig, SearchConfig
 from tenas_jax.configs import get_preset
 from tenas_jax.data import ImageSet, load_images
 from tenas_jax.nasbench import AccuracyTable, load_table
@@ -32,10 +31,18 @@ from tenas_jax.search import Scorer, run_search
 from tenas_jax.spaces import NAS_BENCH_201
 
 CODE, PAPER = "nas-bench-201", "nas-bench-201-paper"
-PRESET_OF_REPEATS = "nas-bench-201, 32 images"
+SMALL, SYNFLOW = "nas-bench-201, 32 images", "nas-bench-201, 32 images, with synflow"
 ORIGINAL = 93.405  # the original code's only complete run, seed 0
-# The paper's Table 1, mean and deviation of four seeds, and Tables 4 and 5 on CIFAR-100.
+# The paper's Table 1, mean and deviation of four seeds; its Tables 4 and 5 are of CIFAR-100.
 PUBLISHED = {PAPER: "93.9 +- 0.47", CODE: f"93.9 +- 0.47; its code, once: {ORIGINAL}"}
+# What is measured: searches with one of these share their rows.
+MEASUREMENTS: dict[str, tuple[str, dict[str, Any]]] = {
+    CODE: (CODE, {}),
+    PAPER: (PAPER, {}),
+    SMALL: (CODE, {"ntk": NTKConfig(batch_size=32)}),
+    SYNFLOW: (CODE, {"ntk": NTKConfig(batch_size=32), "metrics": "kappa,regions,synflow"}),
+}
+# Tables of searches: their names, what is measured, and how it decides.
 TABLES: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
     "TE-NAS": [
         (CODE, CODE, {}),
@@ -46,14 +53,16 @@ TABLES: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
         (f"{PAPER}, max of ranks", PAPER, {"combination": "max"}),
         (f"{PAPER}, random search", PAPER, {"strategy": "random", "budget": 54}),
     ],
-    "Repeats": [
-        (f"{repeats} repeats, {difference} differences", PRESET_OF_REPEATS,
-         {"repeats": repeats, "difference": difference})
-        for difference, repeats in (
-            ("relative", 3), ("relative", 10), ("relative", "auto"), ("log", 3), ("log", "auto")
-        )
+    f"Repeats and metrics, {SMALL}": [
+        ("3 repeats, relative differences", SMALL, {}),
+        ("10 repeats, relative differences", SMALL, {"repeats": 10}),
+        ("auto repeats, relative differences", SMALL, {"repeats": "auto"}),
+        ("3 repeats, log differences", SMALL, {"difference": "log"}),
+        ("auto repeats, log differences", SMALL, {"repeats": "auto", "difference": "log"}),
+        ("3 repeats, kappa, regions and synflow", SYNFLOW, {}),
     ],
-}  # fmt: skip
+}
+SUMS = "kappa+regions,kappa+regions+synflow,kappa+regions+synflow+flops"
 
 
 class Remembering:
@@ -70,7 +79,7 @@ class Remembering:
         self.compile_seconds = 0.0
         self.rows = 0
         lines = path.read_text().splitlines() if path.exists() else []
-        self._known: dict[str, list[float]] = dict(map(_parse, filter(_whole, lines)))
+        self._known: dict[str, list[float]] = dict(filter(None, map(_parse, lines)))
 
     def compile(self) -> None:
         """Compile once, whatever many searches there are."""
@@ -89,26 +98,25 @@ class Remembering:
             values = self._scorer(keys, masks)
             self._known |= zip(names, values.tolist(), strict=True)
             with open(self._path, "a") as file:
+                file.write("\n")  # after what a kill may have left of a line
                 for name in dict.fromkeys(names):
                     file.write(json.dumps([name, self._known[name]]) + "\n")
         return np.array([self._known[name] for name in names])
 
 
-def _whole(line: str) -> bool:
-    return line.endswith("]]")
-
-
-def _parse(line: str) -> tuple[str, list[float]]:
-    name, values = json.loads(line)
+def _parse(line: str) -> tuple[str, list[float]] | None:
+    try:
+        name, values = json.loads(line)
+    except ValueError:
+        return None
     return name, values
 
 
-def base_config(preset: str, data: str) -> SearchConfig:
-    """The configuration that variants of a preset start from."""
-    config: SearchConfig = get_preset(CODE if preset == PRESET_OF_REPEATS else preset)
-    if preset == PRESET_OF_REPEATS:
-        config = dataclasses.replace(config, ntk=dataclasses.replace(config.ntk, batch_size=32))
-    return dataclasses.replace(config, data=data)
+def base_config(measured: str, data: str) -> SearchConfig:
+    """The configuration of a key of `MEASUREMENTS`."""
+    preset, fields = MEASUREMENTS[measured]
+    config: SearchConfig = dataclasses.replace(get_preset(preset), data=data, **fields)
+    return config
 
 
 def searches(
@@ -124,11 +132,11 @@ def searches(
     devices = jax.devices()
     scorers: dict[str, Scorer] = {}
     for title, variants in TABLES.items():
-        for name, preset, fields in variants:
-            base = base_config(preset, options.data)
-            if preset not in scorers:
-                path = options.workdir / f"{common.file_name(preset)}.jsonl"
-                scorers[preset] = Remembering(
+        for name, measured, fields in variants:
+            base = base_config(measured, options.data)
+            if measured not in scorers:
+                path = options.workdir / f"{common.file_name(measured)}.jsonl"
+                scorers[measured] = Remembering(
                     make_scorer(base, NAS_BENCH_201, images, devices), path
                 )
             found, rows = [], []
@@ -137,9 +145,9 @@ def searches(
                 workdir = options.workdir / f"{common.file_name(name)}-{seed}"
                 result = run_search(
                     config,
-                    scorers[preset],
+                    scorers[measured],
                     workdir,
-                    preset=preset,
+                    preset=measured,
                     data_fingerprint=images.fingerprint,
                     device="bench",
                     resume=(workdir / "trace.jsonl").exists(),
@@ -165,13 +173,10 @@ def correlations(options: argparse.Namespace, preset: str) -> dict[str, Any]:
     if not (workdir / "scores.csv").exists():
         words = ["score", preset, "--sample", str(options.sample), "--data", options.data]
         words += ["--workdir", str(workdir)]
-        started = time.monotonic()
         resumed = ["--resume"] if (workdir / "trace.jsonl").exists() else []
         assert cli.main([*words, *resumed]) == 0
-        if not resumed:
-            (workdir / "seconds").write_text(str(time.monotonic() - started))
     words = ["correlate", str(workdir / "scores.csv"), "--accuracy-table", options.accuracy_table]
-    words += ["--sums", "kappa+regions", "--plots", str(workdir / "plots")]
+    words += ["--sums", SUMS, "--plots", str(workdir / "plots")]
     words += ["--output", str(workdir / "correlations.json")]
     (workdir / "correlations.json").unlink(missing_ok=True)
     assert cli.main([str(word) for word in words]) == 0

@@ -4,7 +4,8 @@ Orbax writes a checkpoint into a folder of another name, which it renames when e
 disk. Process 0 alone writes and reads them: the state is the same in every process.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -99,7 +100,10 @@ class Checkpoints:
         trace: TracebackType | None,
     ) -> None:
         if self._manager is not None:
-            self._manager.close()  # after what is being written
+            with _storage_errors(self._folder):
+                self._manager.close()  # after what is being written
+        if kind is None:
+            exchange("")  # whoever ends earlier would end process 0 before it has written
 
     @property
     def latest(self) -> int | None:
@@ -122,15 +126,16 @@ class Checkpoints:
         if self._manager is None:
             return
         state = jax.device_get(state)
-        self._manager.save(
-            int(state.step),
-            args=ocp.args.Composite(
-                variables=ocp.args.StandardSave(state.variables),
-                rest=ocp.args.StandardSave(_rest(state)),
-                notes=ocp.args.JsonSave({"about": self._about, "log_bytes": log_bytes}),
-            ),
-            metrics=None if test_accuracy is None else {METRIC: test_accuracy},
-        )
+        with _storage_errors(self._folder):
+            self._manager.save(
+                int(state.step),
+                args=ocp.args.Composite(
+                    variables=ocp.args.StandardSave(state.variables),
+                    rest=ocp.args.StandardSave(_rest(state)),
+                    notes=ocp.args.JsonSave({"about": self._about, "log_bytes": log_bytes}),
+                ),
+                metrics=None if test_accuracy is None else {METRIC: test_accuracy},
+            )
 
     def restore(self, step: int, like: TrainState) -> Checkpoint:
         """Read a checkpoint.
@@ -147,7 +152,7 @@ class Checkpoints:
         """
         like = jax.tree.map(_zeros, like)
         contents = _rest(like), like.variables, np.zeros((), np.int64)
-        with shared_errors():
+        with shared_errors(), _storage_errors(self._folder):
             if self._manager is not None:
                 notes = self._require_same(step, like.variables)
                 stored = self._manager.restore(
@@ -175,7 +180,7 @@ class Checkpoints:
             InputError: they are of another training.
         """
         variables = jax.tree.map(_zeros, like)
-        with shared_errors():
+        with shared_errors(), _storage_errors(self._folder):
             if self._manager is not None:
                 self._require_same(step, variables)
                 wanted = ocp.args.StandardRestore(variables)
@@ -200,6 +205,20 @@ class Checkpoints:
         if shapes != _shapes(variables):
             raise InputError(f"{where} is of another version of the network: train it again")
         return notes
+
+
+@contextmanager
+def _storage_errors(folder: Path) -> Iterator[None]:
+    """What Orbax raises where files are missing, damaged or cannot be written, as a line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"a checkpoint in {folder} is damaged or cannot be written: {reason}"
+        ) from error
 
 
 def _zeros(like: Shaped[Array | np.ndarray, "..."] | jax.ShapeDtypeStruct) -> np.ndarray:

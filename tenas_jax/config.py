@@ -185,6 +185,11 @@ class SearchConfig:
                 f"images {self.images} is less than ntk.batch_size {self.ntk.batch_size}: "
                 "a kernel needs distinct images, so raise the one or lower the other"
             )
+        if self.space == "nas-bench-201" and self.image_size % 4:
+            raise InputError(
+                f"image_size must be a multiple of 4 for nas-bench-201, not {self.image_size}: "
+                "its network halves the images twice"
+            )
         if self.regions.patch_size > self.image_size:
             raise InputError(
                 f"regions.patch_size {self.regions.patch_size} is larger than image_size "

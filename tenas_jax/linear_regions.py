@@ -3,13 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Int, PyTree, UInt32
 
 from tenas_jax.activations import activation_patterns
-from tenas_jax.errors import InputError
+from tenas_jax.ntk import require_numbers
 
 WORD = 32
 
@@ -42,18 +41,8 @@ def linear_regions(
         >>> int(linear_regions(lambda params, x: jax.nn.relu(x @ params), params, x))
         2
     """
-    for name, arrays in (("params", params), ("x", x)):
-        if any(map(_holds_nan, jax.tree.leaves(arrays))):
-            raise InputError(f"{name} holds NaN: linear regions need numbers")
+    require_numbers(params=params, x=x)
     return count_linear_regions(activation_patterns(apply_fn)(params, x))
-
-
-def _holds_nan(array: Any) -> bool:
-    if isinstance(array, jax.core.Tracer) or not jnp.issubdtype(
-        jnp.result_type(array), jnp.floating
-    ):
-        return False
-    return bool(jnp.isnan(array).any())
 
 
 def count_linear_regions(patterns: Bool[Array, "n neurons"]) -> Int[Array, ""]:

@@ -243,7 +243,10 @@ def _open_npz(path: Path) -> _Source:
     with np.load(path, allow_pickle=False) as archive:
         if "y" not in archive:
             raise InputError(f"{str(path)!r} has no array 'y': training needs the labels")
-        y = archive["y"]
+        try:
+            y = archive["y"]
+        except ValueError as error:  # Python objects
+            raise InputError(f"cannot read array 'y' of {str(path)!r}: {error}") from error
     if y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer) or not len(y) or y.min() < 0:
         raise InputError(
             f"array 'y' of {str(path)!r} is {y.dtype} of shape {y.shape}: "
@@ -255,7 +258,9 @@ def _open_npz(path: Path) -> _Source:
 def _open_folder(path: Path) -> _Source:
     if not path.is_dir():
         raise InputError(f"no folder {str(path)!r}: folder:PATH names a folder of images")
-    folders = sorted(each for each in path.iterdir() if each.is_dir())
+    folders = sorted(
+        each for each in path.iterdir() if each.is_dir() and not each.name.startswith(".")
+    )
     files = [
         (file, label)
         for label, folder in enumerate(folders)

@@ -456,7 +456,11 @@ def load_genotype(text: str) -> tuple[SearchSpace, Bool[np.ndarray, "cell edge o
     if text.lstrip().startswith(("|", "Structure(")):
         return NAS_BENCH_201, from_string(NAS_BENCH_201, text)
     path = Path(text) / "result.json"
-    if not path.parent.is_dir():
+    try:
+        is_folder = path.parent.is_dir()
+    except OSError:  # a name that is too long
+        is_folder = False
+    if not is_folder:
         raise InputError(
             f"{text!r} is no genotype and no folder: write |op~0|+..., Genotype(...), "
             "or name the work directory of a search"

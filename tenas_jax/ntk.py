@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
@@ -25,6 +26,29 @@ def is_weight(path: tuple[Any, ...]) -> bool:
     normalizations and the classifier's kernel (`lib/procedures/ntk.py`, line 46).
     """
     return "bias" not in jax.tree_util.keystr(path[-1:])
+
+
+def require_numbers(**arrays: PyTree) -> None:
+    """Refuse arrays that hold NaN, where that can be known: not under `jit` or `vmap`.
+
+    Args:
+        **arrays: pytrees of arrays by name.
+
+    Raises:
+        InputError: one holds NaN.
+
+    Example:
+        >>> require_numbers(x=jnp.array([1.0, jnp.nan]))
+        Traceback (most recent call last):
+        ...
+        tenas_jax.errors.InputError: x holds NaN: give numbers
+    """
+    for name, tree in arrays.items():
+        known = [leaf for leaf in jax.tree.leaves(tree) if not isinstance(leaf, jax.core.Tracer)]
+        floats = [leaf for leaf in known if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
+        # Not `jnp`: in a function that is traced it would make tracers of constants.
+        if any(np.isnan(np.asarray(leaf)).any() for leaf in floats):
+            raise InputError(f"{name} holds NaN: give numbers")
 
 
 def empirical_ntk(
@@ -72,6 +96,7 @@ def empirical_ntk(
         raise InputError(f"unknown engine {engine!r}: choose one of {', '.join(ENGINES)}")
     if reduction not in REDUCTIONS:
         raise InputError(f"unknown reduction {reduction!r}: choose one of {', '.join(REDUCTIONS)}")
+    require_numbers(params=params, x=x)
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     selected = [leaf for path, leaf in leaves if select(path)]
     if not selected:

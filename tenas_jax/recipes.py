@@ -106,6 +106,12 @@ class Recipe:
             raise InputError(f"clip_norm must be more than 0, not {self.clip_norm}")
         if self.seed > MAX_SEED:
             raise InputError(f"seed must be at most {MAX_SEED}, not {self.seed}")
+        multiple = 32 if self.stem == "imagenet" else 4
+        if self.image_size % multiple:
+            raise InputError(
+                f"image_size must be a multiple of {multiple} with the stem {self.stem}, "
+                f"not {self.image_size}"
+            )
         native_size = 224 if self.stem == "imagenet" else 32
         if self.auxiliary and self.image_size != native_size:
             raise InputError(

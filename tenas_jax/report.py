@@ -171,6 +171,7 @@ def _pruning_map(
     height = 0.16 * (1 + len(rounds[0]["metrics"]))
     size = cells * (1.4 + 0.95 * ops), 2.6 + (0.12 + height) * edges
     figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle("Last measured change without an operator ± standard error", fontsize=10)
     panels = figure.subplots(1, cells, squeeze=False)[0]
     panels[0].set_ylabel("edge (target<-source node)")
     new_target = np.flatnonzero(np.diff([target for _, target in space.edges])) + 0.5
@@ -323,7 +324,7 @@ def summary(result: Mapping[str, Any]) -> RenderableType:
     parts = f"compilation {seconds['compile']:.1f} s, measurement {seconds['measure']:.1f} s"
     facts = {
         "search": f"{result['preset']}, data {result['data']}, seed {result['seed']}",
-        "evaluations": f"{result['evaluations']}, of them not finite: {result['nonfinite']}",
+        "evaluations": f"{result['evaluations']}; measurements not finite: {result['nonfinite']}",
         "time": f"{seconds['total']:.1f} s ({parts})",
         "device": str(result["device"]),
     }

@@ -390,4 +390,6 @@ def _init_arguments(recipe: Recipe) -> tuple[Array, Array]:
 
 def _is_kernel(params: PyTree) -> PyTree:
     """Whether a parameter is neither a bias nor of a batch norm."""
-    return jax.tree.map(lambda value: value.ndim > 1, params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path[-1].key not in ("scale", "bias"), params
+    )

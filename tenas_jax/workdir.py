@@ -59,6 +59,8 @@ def open_workdir(workdir: Path, settings: Mapping[str, Any], *, resume: bool) ->
     config, trace = workdir / "config.json", workdir / "trace.jsonl"
     with file_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
+        if config.exists() and not trace.exists():
+            raise InputError(f"{workdir} holds something else: choose another --workdir")
         if resume and not (config.exists() and trace.exists()):
             raise InputError(f"{workdir} holds no search to go on with: leave out --resume")
         # Without a measurement nothing is lost by starting again.
@@ -71,9 +73,9 @@ def open_workdir(workdir: Path, settings: Mapping[str, Any], *, resume: bool) ->
             f"{workdir} already holds this search: go on with --resume or choose another --workdir"
         )
     if not started:
-        write_json(config, settings)
         with file_errors(trace):
             trace.touch()
+        write_json(config, settings)
 
 
 @contextmanager

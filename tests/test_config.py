@@ -26,6 +26,7 @@ from tenas_jax.initializers import INITIALIZERS
         (SearchConfig, {"padding": -1}, "padding"),
         (SearchConfig, {"num_classes": 0}, "num_classes"),
         (SearchConfig, {"image_size": 3}, "image_size"),
+        (SearchConfig, {"image_size": 30}, "image_size must be a multiple of 4 for nas-bench-201"),
         (SearchConfig, {"decimals": -1}, "decimals"),
         (SearchConfig, {"images": 71}, "images 71 is less than ntk.batch_size 72"),
         (SearchConfig, {"regions": RegionsConfig(patch_size=33)}, "patch_size 33 is larger"),

@@ -66,7 +66,7 @@ def test_lines_in_general_position_cut_the_plane_into_as_many_regions_as_zaslavs
 def test_nan_is_refused_where_the_values_are_known():
     params = {"normal": jnp.ones((2, 3)), "offset": jnp.zeros((1, 3))}
     x = jnp.array([[1.0, 2.0], [jnp.nan, 0.0]])
-    with pytest.raises(InputError, match=r"^x holds NaN: linear regions need numbers$"):
+    with pytest.raises(InputError, match=r"^x holds NaN: give numbers$"):
         linear_regions(lines, params, x)
     with pytest.raises(InputError, match=r"^params holds NaN"):
         linear_regions(lines, {**params, "offset": x[1:, :1] * jnp.ones((1, 3))}, x[:1])

@@ -136,7 +136,11 @@ def test_bad_table_is_one_line(write, lines, fault):
             gzip.compress(b"arch,a" * 99, mtime=0)[:-9],
             "cannot be read (Compressed file ende",
         ),
-        ("table.csv.gz", gzip.compress(b"ab", mtime=0)[:10] + b"\7\7\7", "cannot be read (Error -3 while"),
+        (
+            "table.csv.gz",
+            gzip.compress(b"ab", mtime=0)[:10] + b"\7\7\7",
+            "cannot be read (Error -3 while",
+        ),
         ("table.csv", b"\xff\xfe\xfa", "cannot be read ('utf-8' codec"),
     ],
 )

@@ -248,8 +248,9 @@ def test_genotypes_are_read_from_text_and_from_work_directories(tmp_path):
 
 
 def test_genotypes_that_cannot_be_read(tmp_path):
-    with pytest.raises(InputError, match="'nowhere' is no genotype and no folder"):
-        load_genotype("nowhere")
+    for text in ("nowhere", "DARTS = Genotype(normal=[" + 300 * " "):
+        with pytest.raises(InputError, match=r"' is no genotype and no folder"):
+            load_genotype(text)
     with pytest.raises(InputError, match="holds no result"):
         load_genotype(str(tmp_path))
     for content, message in (

@@ -38,6 +38,7 @@ def test_recipes_are_those_published(name, published):
         ("clip_norm", -1.0, "clip_norm must be more than 0, not -1.0"),
         ("seed", 2**32, "seed must be at most 4294967295"),
         ("warmup_epochs", 600, "warmup_epochs 600 leaves nothing of 600 epochs"),
+        ("image_size", 30, "image_size must be a multiple of 4 with the stem cifar, not 30"),
         ("image_size", 16, "the auxiliary head needs image_size 32, not 16: give auxiliary 0"),
     ],
 )

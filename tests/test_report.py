@@ -259,7 +259,7 @@ def test_summary_says_it_all_in_80_columns(space: SearchSpace) -> None:
     lines = capture.get().splitlines()
     text = "".join(capture.get().split())
     assert max(map(len, lines)) <= 80
-    facts = ("data npz:images[new].npz, seed 0", "332, of them not finite: 17")
+    facts = ("data npz:images[new].npz, seed 0", "332; measurements not finite: 17")
     for fact in (*facts, "123.4 s (compilation 18.2 s, measurement 104.9 s)", result["device"]):
         assert "".join(fact.split()) in text
     header = next(index for index, line in enumerate(lines) if line.split()[:1] == ["round"])
@@ -283,7 +283,7 @@ def test_a_search_among_architectures_has_its_cell_alone(tmp_path: Path) -> None
     console = Console(width=80)
     with console.capture() as capture:
         console.print(summary(result | {"rounds": []}))
-    assert "332, of them not finite: 17" in capture.get()
+    assert "332; measurements not finite: 17" in capture.get()
 
 
 def test_pyplot_is_not_imported() -> None:

@@ -288,6 +288,14 @@ def test_another_search_is_refused_by_the_names_of_its_fields(tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_the_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "config.json").write_text('{"of": "a training"}')
+    with pytest.raises(InputError, match="holds something else: choose another --workdir"):
+        search(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert (tmp_path / "config.json").read_text() == '{"of": "a training"}'
+
+
 def test_resume_has_to_be_meant(tmp_path):
     with pytest.raises(InputError, match="holds no search to go on with: leave out --resume"):
         search(tmp_path / "new", resume=True)
@@ -327,7 +335,8 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, limit, file):
         assert all(json.loads(line) and line.endswith(b"\n") for line in lines)
         search(tmp_path, resume=True)
     else:
-        assert not list(tmp_path.iterdir())
+        assert [path.name for path in tmp_path.iterdir()] == ["trace.jsonl"]
+        search(tmp_path)
 
 
 def test_singular_supernets_are_counted_and_written_as_strings(tmp_path):

@@ -290,7 +290,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(setup, tmp_path):
         ({"--batch-size": "18"}, "4 devices cannot share a batch of 18 equally"),
         ({"--recipe": "svhn"}, "unknown recipe 'svhn': choose one of cifar10"),
         ({"--stem": "svhn"}, "svhn"),
-        ({"--stem": "imagenet"}, "nas-bench-201 has no stem 'imagenet'"),
+        ({"--stem": "imagenet", "--image-size": "32"}, "nas-bench-201 has no stem 'imagenet'"),
         ({"--auxiliary": "0.4"}, "the auxiliary head needs image_size 32"),
         ({"--log-every": "0"}, "log_every must be at least 1, not 0"),
         ({"--resume": None}, "empty holds no training"),

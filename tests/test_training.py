@@ -127,7 +127,8 @@ def test_the_optimizer_is_that_of_pytorch(nesterov, decay_all):
     )
     optimizer, rate = make_optimizer(recipe, 2), learning_rate(recipe, 2)
     rng = np.random.default_rng(0)
-    params = {"kernel": rng.normal(size=(2, 3)), "bias": rng.normal(size=3)}
+    shapes = {"kernel": (2, 3), "scale": (1, 3), "bias": (1, 3)}  # one parallel edge
+    params = {name: rng.normal(size=shape) for name, shape in shapes.items()}
     params = {name: value.astype(np.float32) for name, value in params.items()}
     expected, velocity = dict(params), dict.fromkeys(params, 0.0)
     state = optimizer.init(params)

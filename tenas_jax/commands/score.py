@@ -1,7 +1,7 @@
 """`tenas score`: measure given architectures by all metrics."""
 
 import dataclasses
-import shlex
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,13 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from tenas_jax.commands.session import list_presets, open_session, show_progress, split_preset
+from tenas_jax.commands.session import (
+    list_presets,
+    open_session,
+    run_resumably,
+    show_progress,
+    split_preset,
+)
 from tenas_jax.config import SearchConfig
 from tenas_jax.configs import DEFAULT_PRESET, PRESETS, get_preset
 from tenas_jax.errors import InputError
 from tenas_jax.metrics import METRICS
-from tenas_jax.runtime import Machine, is_main, part
-from tenas_jax.terminal import Terminated, complain, exit_code, parse, say, terminable
+from tenas_jax.runtime import Machine, exchange, is_main, part, shared_errors
+from tenas_jax.terminal import parse, say
 
 if TYPE_CHECKING:
     from tenas_jax.spaces import SearchSpace
@@ -68,16 +74,7 @@ def run(argv: Sequence[str]) -> int:
     preset, options = parse_score(argv)
     seed = options.config.seed
     workdir = options.workdir or Path("tenas-runs") / f"{preset}-scores-seed{seed}"
-    try:
-        with terminable():
-            _score(preset, options, workdir)
-    except (KeyboardInterrupt, Terminated) as interruption:
-        again = shlex.join(["tenas", "score", *(word for word in argv if word != "--resume")])
-        if (workdir / "trace.jsonl").exists():
-            again += " --resume"
-        complain(f"interrupted; go on with: {again}")
-        return exit_code(interruption)
-    return 0
+    return run_resumably("score", argv, workdir, lambda: _score(preset, options, workdir))
 
 
 def parse_score(argv: Sequence[str]) -> tuple[str, ScoreOptions]:
@@ -120,12 +117,15 @@ def _score(preset: str, options: ScoreOptions, workdir: Path) -> None:
     # Bad flags and --help need not wait for what these import.
     from tenas_jax import scoring
     from tenas_jax.search import run_scores, search_settings
-    from tenas_jax.spaces import get_space
     from tenas_jax.workdir import shared_workdir
 
     config = options.config
-    masks = _architectures(get_space(config.space), options)
     space, images, devices, device, console = open_session(config, options.machine)
+    with shared_errors():
+        masks = _architectures(space, options)
+    with shared_errors():
+        if len(set(exchange(hashlib.sha256(masks.tobytes()).hexdigest()))) > 1:
+            raise InputError("the processes have different architectures: give all the same ones")
     say(
         console,
         f"{preset}: {len(masks)} architectures of {space.name}, {len(images.images)} images of "

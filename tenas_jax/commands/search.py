@@ -1,6 +1,5 @@
 """`tenas search`: find an architecture."""
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,12 +7,18 @@ from typing import Annotated
 
 import tyro
 
-from tenas_jax.commands.session import list_presets, open_session, show_progress, split_preset
+from tenas_jax.commands.session import (
+    list_presets,
+    open_session,
+    run_resumably,
+    show_progress,
+    split_preset,
+)
 from tenas_jax.config import SearchConfig
 from tenas_jax.configs import get_preset
 from tenas_jax.errors import InputError
-from tenas_jax.runtime import Machine, is_main, part
-from tenas_jax.terminal import Terminated, complain, exit_code, parse, say, terminable
+from tenas_jax.runtime import Machine, is_main, part, shared_errors
+from tenas_jax.terminal import parse, say
 
 
 @dataclass(frozen=True)
@@ -51,16 +56,7 @@ def run(argv: Sequence[str]) -> int:
     """
     preset, options = parse_search(argv)
     workdir = options.workdir or Path("tenas-runs") / f"{preset}-seed{options.config.seed}"
-    try:
-        with terminable():
-            _search(preset, options, workdir)
-    except (KeyboardInterrupt, Terminated) as interruption:
-        again = shlex.join(["tenas", "search", *(word for word in argv if word != "--resume")])
-        if (workdir / "trace.jsonl").exists():
-            again += " --resume"
-        complain(f"interrupted; go on with: {again}")
-        return exit_code(interruption)
-    return 0
+    return run_resumably("search", argv, workdir, lambda: _search(preset, options, workdir))
 
 
 def parse_search(argv: Sequence[str]) -> tuple[str, SearchOptions]:
@@ -99,8 +95,11 @@ def _search(preset: str, options: SearchOptions, workdir: Path) -> None:
     from tenas_jax.workdir import shared_workdir
 
     config = options.config
-    table = nasbench.load_table(options.accuracy_table) if options.accuracy_table else None
     space, images, devices, device, console = open_session(config, options.machine)
+    table = None
+    with shared_errors():
+        if options.accuracy_table is not None and is_main():
+            table = nasbench.load_table(options.accuracy_table)
     say(
         console,
         f"{preset}: space {space.name}, {len(images.images)} images of {config.data}, "

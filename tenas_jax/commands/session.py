@@ -1,7 +1,9 @@
 """What `tenas search` and `tenas score` share: devices, images, progress."""
 
 import contextlib
+import shlex
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -11,7 +13,14 @@ from tenas_jax.config import SearchConfig
 from tenas_jax.configs import DEFAULT_PRESET, PRESETS, summary
 from tenas_jax.runtime import Machine, configure_jax, is_main, shared_errors
 from tenas_jax.spaces import SearchSpace, get_space
-from tenas_jax.terminal import progress_bar, say
+from tenas_jax.terminal import (
+    Terminated,
+    complain,
+    exit_code,
+    progress_bar,
+    say,
+    terminable,
+)
 
 if TYPE_CHECKING:
     from tenas_jax.data import ImageSet
@@ -51,6 +60,32 @@ def list_presets() -> str:
         "Flags default to the values of the preset, which is "
         f"{DEFAULT_PRESET} if none is named.\n\n{listed}"
     )
+
+
+def run_resumably(
+    command: str, argv: Sequence[str], workdir: Path, work: Callable[[], None]
+) -> int:
+    """Do the work of a command, and say how to go on where it is interrupted.
+
+    Args:
+        command: its name.
+        argv: the words after it.
+        workdir: where its trace is.
+        work: what can be interrupted.
+
+    Returns:
+        Exit code: 0, or 130 or 143 after SIGINT or SIGTERM.
+    """
+    try:
+        with terminable():
+            work()
+    except (KeyboardInterrupt, Terminated) as interruption:
+        again = shlex.join(["tenas", command, *(word for word in argv if word != "--resume")])
+        if (workdir / "trace.jsonl").exists():
+            again += " --resume"
+        complain(f"interrupted; go on with: {again}")
+        return exit_code(interruption)
+    return 0
 
 
 def open_session(config: SearchConfig, machine: Machine) -> Session:
