@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench import common
-from bench.common import Contestant, Outcome, Work
+from bench.common import Contestant, Outcome, SkipError, Work
 from tenas_jax.spaces import SPACES, get_space
 
 if TYPE_CHECKING:
@@ -110,8 +110,8 @@ def build_engine(problem: Problem, engine: str) -> Work:
     return lambda: np.asarray(compiled(*arguments))
 
 
-def build_jacrev(problem: Problem) -> Work:
-    """What one would write first: `jax.jacrev` of Flax convolutions, NHWC."""
+def build_jacrev(problem: Problem, plain: bool) -> Work:
+    """`jax.jacrev` of a plain Flax network, or of our network on the NHWC layout."""
     import jax
     import jax.numpy as jnp
     from flax.traverse_util import flatten_dict, unflatten_dict
@@ -119,8 +119,16 @@ def build_jacrev(problem: Problem) -> Work:
     from tenas_jax.layers import NHWC
     from tenas_jax.supernet import NTK_NETWORKS
 
-    network = NTK_NETWORKS[problem.space](NUM_CLASSES, NHWC, "pytorch")
     params, images, mask = jax_arguments(problem)
+    if plain:
+        if problem.space != "nas-bench-201":
+            raise SkipError(f"not written for {problem.space}")
+        from bench import plain_flax
+
+        network: Any = plain_flax.Supernet(NUM_CLASSES)
+        params = plain_flax.from_supernet(params)
+    else:
+        network = NTK_NETWORKS[problem.space](NUM_CLASSES, NHWC, "pytorch")
     flat = flatten_dict(params)
     biases = {path: value for path, value in flat.items() if path[-1] == "bias"}
     weights = {path: value for path, value in flat.items() if path[-1] != "bias"}
@@ -129,7 +137,9 @@ def build_jacrev(problem: Problem) -> Work:
     def kernel(weights: Any, images: Any, mask: Any) -> Any:
         def summed_logits(weights: Any) -> Any:
             params = unflatten_dict({**weights, **biases})
-            logits: Any = network.apply({"params": params}, images, mask)
+            logits: Any = network.apply({"params": params}, images, mask, mutable=["batch_stats"])[
+                0
+            ]
             return logits.sum(1)
 
         rows = jax.tree.leaves(jax.jacrev(summed_logits)(weights))
@@ -210,10 +220,11 @@ def build_original(problem: Problem) -> Work:
 CONTESTANTS: dict[str, Callable[[Problem], Work]] = {
     "PyTorch loop": build_torch_loop,
     "original": build_original,
-    "torch.func": build_torch_func,
     "chunked": functools.partial(build_engine, engine="chunked"),
+    "jacrev, plain Flax": functools.partial(build_jacrev, plain=True),
+    "torch.func": build_torch_func,
     "neural-tangents": functools.partial(build_engine, engine="neural-tangents"),
-    "jacrev, NHWC": build_jacrev,
+    "jacrev, NHWC": functools.partial(build_jacrev, plain=False),
     "torch.compile": build_torch_compile,
 }
 

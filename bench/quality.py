@@ -31,7 +31,7 @@ from tenas_jax.search import Scorer, run_search
 from tenas_jax.spaces import NAS_BENCH_201
 
 CODE, PAPER = "nas-bench-201", "nas-bench-201-paper"
-SMALL, SYNFLOW = "nas-bench-201, 32 images", "nas-bench-201, 32 images, with synflow"
+SMALL = "nas-bench-201, 32 images"
 ORIGINAL = 93.405  # the original code's only complete run, seed 0
 # The paper's Table 1, mean and deviation of four seeds; its Tables 4 and 5 are of CIFAR-100.
 PUBLISHED = {PAPER: "93.9 +- 0.47", CODE: f"93.9 +- 0.47; its code, once: {ORIGINAL}"}
@@ -40,7 +40,6 @@ MEASUREMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     CODE: (CODE, {}),
     PAPER: (PAPER, {}),
     SMALL: (CODE, {"ntk": NTKConfig(batch_size=32)}),
-    SYNFLOW: (CODE, {"ntk": NTKConfig(batch_size=32), "metrics": "kappa,regions,synflow"}),
 }
 # Tables of searches: their names, what is measured, and how it decides.
 TABLES: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
@@ -53,13 +52,12 @@ TABLES: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
         (f"{PAPER}, max of ranks", PAPER, {"combination": "max"}),
         (f"{PAPER}, random search", PAPER, {"strategy": "random", "budget": 54}),
     ],
-    f"Repeats and metrics, {SMALL}": [
+    f"Repeats, {SMALL}": [
         ("3 repeats, relative differences", SMALL, {}),
         ("10 repeats, relative differences", SMALL, {"repeats": 10}),
         ("auto repeats, relative differences", SMALL, {"repeats": "auto"}),
         ("3 repeats, log differences", SMALL, {"difference": "log"}),
         ("auto repeats, log differences", SMALL, {"repeats": "auto", "difference": "log"}),
-        ("3 repeats, kappa, regions and synflow", SYNFLOW, {}),
     ],
 }
 SUMS = "kappa+regions,kappa+regions+synflow,kappa+regions+synflow+flops"

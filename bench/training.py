@@ -40,7 +40,7 @@ def train(genotype: str, folder: Path, options: argparse.Namespace) -> Sequence[
     """Train, and what `metrics.jsonl` says of each epoch."""
     words = ["train", genotype, "--recipe", "nas-bench-201", "--data", options.data]
     words += ["--epochs", str(options.epochs), "--batch-size", str(options.batch_size)]
-    words += ["--output", str(folder)]
+    words += ["--cells", str(options.cells), "--output", str(folder)]
     assert cli.main([*words, *(["--resume"] if (folder / "config.json").exists() else [])]) == 0
     return epoch_records(folder)
 
@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--cells", type=int, default=5, help="in each of the three stages")
     options = parser.parse_args()
     environment = common.prepare_environment(len(os.sched_getaffinity(0)))
     table = load_table(options.accuracy_table)
@@ -110,7 +111,7 @@ def main() -> None:
         "training",
         environment,
         [{"config": config}, *results],
-        f"{options.epochs} epochs, batch {options.batch_size}.\n\n{common.table(header, rows)}",
+        f"{options.epochs} epochs, batch {options.batch_size}, {options.cells} cells a stage.\n\n{common.table(header, rows)}",
     )
     plot(folder / "training.png", results)
 

@@ -106,10 +106,8 @@ def configure_jax(machine: Machine) -> Sequence[jax.Device]:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     if machine.distributed:
         _join(machine)
-    available = jax.devices()
+    available = _start_on_one_core() if devices == 1 else jax.devices()
     if available[0].platform == "cpu":
-        if devices == 1 and hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         return available
     if devices is not None and devices > len(available):
         raise InputError(f"there are {len(available)} devices, not {devices}: lower --devices")
@@ -234,6 +232,18 @@ def leave(code: int) -> int:
         sys.stderr.flush()
         os._exit(code)
     return code
+
+
+def _start_on_one_core() -> list[jax.Device]:
+    """The devices, whose threads are all on one core if they are CPUs."""
+    if not hasattr(os, "sched_setaffinity"):
+        return jax.devices()
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})  # threads that JAX starts inherit it, earlier ones do not
+    available = jax.devices()
+    if available[0].platform != "cpu":
+        os.sched_setaffinity(0, cores)
+    return available
 
 
 def _join(machine: Machine) -> None:

@@ -43,6 +43,33 @@ def thinned_mask(space_name: str) -> np.ndarray:
     return mask
 
 
+def test_the_plain_flax_network_is_ours() -> None:
+    import jax
+    from compilation import quick_jit
+
+    from bench import plain_flax
+    from tenas_jax.layers import NHWC
+    from tenas_jax.supernet import NTK_NETWORKS
+
+    mask = thinned_mask("nas-bench-201")
+    generator = np.random.default_rng(0)
+    images = generator.standard_normal((3, 8, 8, 3), np.float32)
+    network, plain = NTK_NETWORKS["nas-bench-201"](10, NHWC, "pytorch"), plain_flax.Supernet(10)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), images, mask)["params"]
+    params = jax.tree.map(
+        lambda leaf: generator.uniform(-1, 1, leaf.shape).astype(np.float32), shapes
+    )
+
+    @quick_jit
+    def logits(params: Any, images: Any, mask: Any) -> Any:
+        ours = network.apply({"params": params}, images, mask)
+        variables = {"params": plain_flax.from_supernet(params)}
+        return ours, plain.apply(variables, images, mask, mutable=["batch_stats"])[0]
+
+    ours, plainly = logits(params, images, mask)
+    np.testing.assert_allclose(plainly, ours, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("space_name", SPACES)
 def test_pytorch_reference_has_our_kernel(reference: ModuleType, space_name: str) -> None:
     # Not at the top: the contestants' processes import this module.
