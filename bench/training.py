@@ -111,7 +111,8 @@ def main() -> None:
         "training",
         environment,
         [{"config": config}, *results],
-        f"{options.epochs} epochs, batch {options.batch_size}, {options.cells} cells a stage.\n\n{common.table(header, rows)}",
+        f"{options.epochs} epochs, batch {options.batch_size}, {options.cells} cells a stage.\n\n"
+        f"{common.table(header, rows)}",
     )
     plot(folder / "training.png", results)
 
