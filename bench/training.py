@@ -98,7 +98,7 @@ def main() -> None:
     rows = [
         [
             each["name"],
-            each["genotype"],
+            f"`` {each['genotype']} ``".replace("|", "\\|"),
             f"{each['table_accuracy']:.2f}",
             *(f"{record['train_loss']:.3f}" for record in (each["epochs"][0], each["epochs"][-1])),
             f"{100 * each['epochs'][-1]['test_accuracy']:.1f}",

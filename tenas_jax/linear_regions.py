@@ -36,9 +36,10 @@ def linear_regions(
             `jit` and `vmap` values are not known: there a NaN counts as inactive.
 
     Example:
+        >>> from jax.nn import relu
         >>> params = jnp.array([[1.0, -1.0]])
         >>> x = jnp.array([[2.0], [-2.0], [3.0]])
-        >>> int(linear_regions(lambda params, x: jax.nn.relu(x @ params), params, x))
+        >>> int(linear_regions(lambda params, x: relu(x @ params), params, x))
         2
     """
     require_numbers(params=params, x=x)

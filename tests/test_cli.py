@@ -181,7 +181,11 @@ def test_an_interruption_says_how_to_go_on(scorer, capsys, monkeypatch, number, 
         return measured(self, keys, masks)
 
     monkeypatch.setattr(HashScorer, "__call__", interrupted)
-    assert cli.main(["search", "--workdir", "a run"]) == code
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells may ignore it
+    try:
+        assert cli.main(["search", "--workdir", "a run"]) == code
+    finally:
+        signal.signal(signal.SIGINT, before)
     error = capsys.readouterr().err
     assert error == "tenas: interrupted; go on with: tenas search --workdir 'a run' --resume\n"
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
