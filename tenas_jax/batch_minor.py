@@ -370,7 +370,8 @@ def _conv_batch_norm_backward(
         x = _input_gradient(y_gradient, kernel, window, shape.shape[1:])
         return x, gradient.T.reshape(kernel.shape), scale_gradient
 
-    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(compute))
+    shapes = (shape.shape[1:], kernel.shape, scale.shape)
+    zeros = tuple(jnp.zeros(each, rows.dtype) for each in shapes)
     return (*lax.cond(active, compute, lambda: zeros), bias, None)
 
 

@@ -17,7 +17,7 @@ from tenas_jax.config import SearchConfig
 from tenas_jax.costs import architecture_costs
 from tenas_jax.data import ImageSet
 from tenas_jax.initializers import initialize
-from tenas_jax.layers import NHWC_WITHOUT_BATCH_NORM, Layout
+from tenas_jax.layers import NHWC, NHWC_WITHOUT_BATCH_NORM, Layout
 from tenas_jax.linear_regions import count_linear_regions
 from tenas_jax.ntk import condition_number, empirical_ntk
 from tenas_jax.ops import PATTERNS, READERS
@@ -80,7 +80,9 @@ def initialized(
     network: nn.Module, initializer: str, key: Key[Array, ""], x: Array, mask: Array
 ) -> PyTree[Float[Array, "..."]]:
     """Parameters of a network for images `x` and a mask, by the initializer of that name."""
-    shapes = jax.eval_shape(network.init, key, x[:2], mask)["params"]
+    # The shapes are those of any layout; this one is traced in half of the time.
+    plain = network.clone(layout=NHWC)
+    shapes = jax.eval_shape(plain.init, key, x[:2], mask)["params"]
     return initialize(shapes, initializer, key)
 
 

@@ -89,7 +89,7 @@ def parse_search(argv: Sequence[str]) -> tuple[str, SearchOptions]:
 
 def _search(preset: str, options: SearchOptions, workdir: Path) -> None:
     # Bad flags and --help need not wait for what these import.
-    from tenas_jax import genotype, nasbench, report, scoring
+    from tenas_jax import genotype, nasbench, scoring
     from tenas_jax.search import run_search, search_settings
     from tenas_jax.strategies import describe
     from tenas_jax.workdir import shared_workdir
@@ -125,6 +125,8 @@ def _search(preset: str, options: SearchOptions, workdir: Path) -> None:
     part()
     if not main:
         return
+    from tenas_jax import report  # its plots take long to import
+
     mask = genotype.from_string(space, result["genotype"])
     report.write_plots(result, space, mask, workdir)
     console.print(report.summary(result))
