@@ -17,9 +17,12 @@ from test_search import HashScorer
 
 import tenas_jax
 from tenas_jax import cli, configs, data, report, runtime
+from tenas_jax.architectures import enumerate_all
 from tenas_jax.commands import search, session
 from tenas_jax.config import GROUPS
 from tenas_jax.errors import InputError
+from tenas_jax.genotype import to_string
+from tenas_jax.spaces import NAS_BENCH_201
 
 WRITE_PLOTS = report.write_plots
 
@@ -146,6 +149,25 @@ def test_a_search_prints_a_line_per_round_and_the_summary(scorer, capsys, monkey
     genotype = json.loads((workdir / "result.json").read_text())["genotype"]
     assert f"\ngenotype {genotype}\n" in out
     assert lines[-1] == "files are in tenas-runs/nas-bench-201-seed4"
+
+
+def test_an_accuracy_table_is_asked_for_what_was_found(scorer, capsys, tmp_path):
+    texts = [to_string(NAS_BENCH_201, mask) for mask in enumerate_all(NAS_BENCH_201)]
+    rows = [f"{text},{text.count('nor_conv_3x3') + 80},1,1" for text in texts]
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(["arch,cifar10_test,params_m,flops_m", *rows]))
+    assert cli.main(["search", "--accuracy-table", str(table)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    [found] = [line.split()[1] for line in lines if line.startswith("genotype ")]
+    convolutions = found.count("nor_conv_3x3")
+    better = sum(text.count("nor_conv_3x3") > convolutions for text in texts)
+    assert (
+        f"accuracy {80 + convolutions}.00 %, rank {better + 1} of 15625, "
+        f"regret {6 - convolutions}.00 %"
+    ) in lines
+    words = ["search", "darts-cifar10", "--accuracy-table", str(table)]
+    assert cli.main(words) == 2
+    assert "an accuracy table is of nas-bench-201, not of darts" in capsys.readouterr().err
 
 
 def test_a_terminal_shows_a_bar(scorer, capsys, monkeypatch):
