@@ -20,7 +20,7 @@ from orbax.checkpoint.checkpoint_managers import (  # type: ignore[import-untype
     preservation_policy,
 )
 
-from tenas_jax.errors import InputError
+from tenas_jax.errors import InputError, first_line
 from tenas_jax.runtime import exchange, is_main, shared_errors
 from tenas_jax.training import TrainState
 from tenas_jax.workdir import file_errors
@@ -215,9 +215,8 @@ def _storage_errors(folder: Path) -> Iterator[None]:
     except InputError:
         raise
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).partition("\n")[0]
         raise InputError(
-            f"a checkpoint in {folder} is damaged or cannot be written: {reason}"
+            f"a checkpoint in {folder} is damaged or cannot be written: {first_line(error)}"
         ) from error
 
 

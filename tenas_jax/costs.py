@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
-from jaxtyping import Bool, Int, PyTree
+from jaxtyping import Bool, Int
 
 from tenas_jax.errors import InputError
 from tenas_jax.network import NETWORKS, PUBLISHED_SIZES, Network, operator_name
@@ -43,19 +43,6 @@ class LayerCosts(NamedTuple):
     name: str
     output: tuple[int, ...]
     costs: Costs
-
-
-def count_parameters(params: PyTree) -> int:
-    """Number of parameters.
-
-    Args:
-        params: arrays, or anything else with shapes.
-
-    Example:
-        >>> count_parameters({"kernel": jnp.zeros((3, 3, 2, 4)), "bias": jnp.zeros(4)})
-        76
-    """
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
 def flops(f: Callable[..., Any], *args: Any) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from tenas_jax.errors import InputError
+from tenas_jax.errors import InputError, first_line
 from tenas_jax.tfds_source import tfds_builder
 
 Channels = tuple[float, float, float]
@@ -225,7 +225,7 @@ def npz_images(
     except InputError:
         raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"cannot read array 'x' of {str(path)!r}: {_first_line(error)}") from error
+        raise InputError(f"cannot read array 'x' of {str(path)!r}: {first_line(error)}") from error
     if x.dtype != np.uint8 or x.ndim != 4 or x.shape[-1] != 3 or 0 in x.shape[1:]:
         raise InputError(
             f"array 'x' of {str(path)!r} is {x.dtype} of shape {x.shape}: "
@@ -263,7 +263,7 @@ def read_image(path: Path) -> UInt8[np.ndarray, "_ _ 3"]:
         raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(
-            f"cannot read image {str(path)!r}: {_first_line(error)}; repair or remove it"
+            f"cannot read image {str(path)!r}: {first_line(error)}; repair or remove it"
         ) from error
 
 
@@ -293,7 +293,3 @@ def _tfds_images(
         np.broadcast_to(record["image"], (*record["image"].shape[:2], 3))
         for record in tfds.as_numpy(records)
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0].strip() or type(error).__name__

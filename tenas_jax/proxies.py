@@ -19,7 +19,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax  # type: ignore[import-untyped]
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
@@ -322,6 +321,9 @@ def cross_entropy(
         >>> round(float(loss), 3)  # log 2
         0.693
     """
+    # Here, because a search that needs no loss need not wait for it.
+    import optax  # type: ignore[import-untyped]
+
     logits = apply_fn(params, x)
     if logits.ndim != 2:
         raise InputError(f"the outputs have shape {logits.shape}: they have to be [n, classes]")

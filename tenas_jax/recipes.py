@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tenas_jax.config import MAX_SEED
 from tenas_jax.errors import InputError
 from tenas_jax.spaces import get_space
-
-MAX_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)

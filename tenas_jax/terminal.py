@@ -3,9 +3,10 @@
 import contextlib
 import io
 import itertools
+import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -100,6 +101,41 @@ def terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def run_interruptibly(work: Callable[[], None], explain: Callable[[], str]) -> int:
+    """Do something that SIGINT or SIGTERM may end, with one line.
+
+    Args:
+        work: what to do.
+        explain: says what an interruption leaves.
+
+    Returns:
+        Exit code: 0, or 130 or 143 after SIGINT or SIGTERM.
+    """
+    try:
+        with terminable():
+            work()
+    except (KeyboardInterrupt, Terminated) as interruption:
+        complain(explain())
+        return exit_code(interruption)
+    return 0
+
+
+def how_to_go_on(command: str, argv: Sequence[str], *, resume: bool) -> str:
+    """What to type after an interruption.
+
+    Args:
+        command: the one that was interrupted.
+        argv: the words after it.
+        resume: whether there is something to go on with.
+
+    Example:
+        >>> how_to_go_on("search", ["--seed", "3"], resume=True)
+        'interrupted; go on with: tenas search --seed 3 --resume'
+    """
+    again = shlex.join(["tenas", command, *(word for word in argv if word != "--resume")])
+    return f"interrupted; go on with: {again}{' --resume' if resume else ''}"
 
 
 def exit_code(interruption: BaseException) -> int:

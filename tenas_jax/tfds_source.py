@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tenas_jax.errors import InputError
+from tenas_jax.errors import InputError, first_line
 
 
 def tfds_builder(name: str, data_dir: str | None, *, at_random: bool = False) -> Any:
@@ -24,7 +24,7 @@ def tfds_builder(name: str, data_dir: str | None, *, at_random: bool = False) ->
         import tensorflow_datasets as tfds  # type: ignore[import-untyped]
     except ImportError as error:
         raise InputError(
-            f"source 'tfds:{name}' needs TensorFlow Datasets ({_first_line(error)}): "
+            f"source 'tfds:{name}' needs TensorFlow Datasets ({first_line(error)}): "
             "pip install tensorflow tensorflow-datasets"
         ) from error
     tf.config.set_visible_devices([], "GPU")  # TensorFlow would take the memory JAX needs
@@ -42,11 +42,7 @@ def tfds_builder(name: str, data_dir: str | None, *, at_random: bool = False) ->
         tfds.download.DownloadError,
     ) as error:
         raise InputError(
-            f"TFDS cannot prepare {name!r}: {_first_line(error)} "
+            f"TFDS cannot prepare {name!r}: {first_line(error)} "
             "(prepare it where there is a network and give its data_dir)"
         ) from error
     return builder
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0].strip() or type(error).__name__

@@ -11,9 +11,10 @@ from jax import lax
 from test_genotype import CIFAR10, IMAGENET, darts_mask
 
 from tenas_jax import costs
-from tenas_jax.costs import architecture_costs, count_parameters, flops, layer_costs, network_costs
+from tenas_jax.costs import architecture_costs, flops, layer_costs, network_costs
 from tenas_jax.errors import InputError
 from tenas_jax.network import PUBLISHED_SIZES, build
+from tenas_jax.proxies import parameters as count_parameters
 from tenas_jax.spaces import DARTS, NAS_BENCH_201, SearchSpace
 
 # DARTS's own second architecture, whose count its authors print (github.com/quark0/darts).

@@ -12,15 +12,7 @@ from rich.table import Table
 
 from tenas_jax.errors import InputError
 from tenas_jax.metrics import METRICS, get_metric
-from tenas_jax.terminal import (
-    Terminated,
-    complain,
-    exit_code,
-    parse,
-    progress_bar,
-    say,
-    terminable,
-)
+from tenas_jax.terminal import parse, progress_bar, run_interruptibly, say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -114,13 +106,7 @@ def run(argv: Sequence[str]) -> int:
         "Every metric counts in its own direction: a positive correlation means that what it "
         "prefers is more accurate.",
     )
-    try:
-        with terminable():
-            _correlate(options)
-    except (KeyboardInterrupt, Terminated) as interruption:
-        complain("interrupted")
-        return exit_code(interruption)
-    return 0
+    return run_interruptibly(lambda: _correlate(options), lambda: "interrupted")
 
 
 def _correlate(options: CorrelateOptions) -> None:

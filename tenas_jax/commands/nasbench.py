@@ -9,15 +9,7 @@ import tyro
 from rich.console import Console
 
 from tenas_jax.errors import InputError
-from tenas_jax.terminal import (
-    Terminated,
-    complain,
-    exit_code,
-    parse,
-    progress_bar,
-    say,
-    terminable,
-)
+from tenas_jax.terminal import parse, progress_bar, run_interruptibly, say
 
 
 @dataclass(frozen=True)
@@ -53,13 +45,7 @@ def run(argv: Sequence[str]) -> int:
         description="Make an accuracy table from an official archive of NAS-Bench-201: test "
         "accuracies after 200 epochs, the mean over seeds, with parameters and FLOPs.",
     )
-    try:
-        with terminable():
-            _convert(options)
-    except (KeyboardInterrupt, Terminated) as interruption:
-        complain("interrupted; nothing was written")
-        return exit_code(interruption)
-    return 0
+    return run_interruptibly(lambda: _convert(options), lambda: "interrupted; nothing was written")
 
 
 def _convert(options: ConvertOptions) -> None:

@@ -1,7 +1,6 @@
 """What `tenas search` and `tenas score` share: devices, images, progress."""
 
 import contextlib
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,14 +12,7 @@ from tenas_jax.config import SearchConfig
 from tenas_jax.configs import DEFAULT_PRESET, PRESETS, summary
 from tenas_jax.runtime import Machine, configure_jax, is_main, shared_errors
 from tenas_jax.spaces import SearchSpace, get_space
-from tenas_jax.terminal import (
-    Terminated,
-    complain,
-    exit_code,
-    progress_bar,
-    say,
-    terminable,
-)
+from tenas_jax.terminal import how_to_go_on, progress_bar, run_interruptibly, say
 
 if TYPE_CHECKING:
     from tenas_jax.data import ImageSet
@@ -76,16 +68,10 @@ def run_resumably(
     Returns:
         Exit code: 0, or 130 or 143 after SIGINT or SIGTERM.
     """
-    try:
-        with terminable():
-            work()
-    except (KeyboardInterrupt, Terminated) as interruption:
-        again = shlex.join(["tenas", command, *(word for word in argv if word != "--resume")])
-        if (workdir / "trace.jsonl").exists():
-            again += " --resume"
-        complain(f"interrupted; go on with: {again}")
-        return exit_code(interruption)
-    return 0
+    return run_interruptibly(
+        work,
+        lambda: how_to_go_on(command, argv, resume=(workdir / "trace.jsonl").exists()),
+    )
 
 
 def open_session(config: SearchConfig, machine: Machine) -> Session:

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import logging
-import shlex
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from tenas_jax.terminal import (
     Terminated,
     complain,
     exit_code,
+    how_to_go_on,
     parse,
     progress_bar,
     say,
@@ -86,10 +86,7 @@ def run(argv: Sequence[str]) -> int:
     except (KeyboardInterrupt, Terminated) as interruption:
         code = exit_code(interruption)
     if code:
-        again = shlex.join(["tenas", "train", *(word for word in argv if word != "--resume")])
-        if (output / "config.json").exists():
-            again += " --resume"
-        complain(f"interrupted; go on with: {again}")
+        complain(how_to_go_on("train", argv, resume=(output / "config.json").exists()))
     return code
 
 
