@@ -44,7 +44,7 @@ def build_ours(count: int, batch: int) -> Work:
     pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 32, 32, 3), np.uint8)
     images = ImageSet(pixels, mean=(0.5, 0.5, 0.5), std=(0.3, 0.3, 0.3), name="noise")
     config = SearchConfig(images=len(pixels), repeats=1, ntk=NTKConfig(batch_size=batch))
-    scorer = make_scorer(config, NAS_BENCH_201, images, devices)
+    scorer = make_scorer(config, NAS_BENCH_201, images, devices, single_path=True)
     scorer.compile()
     rows = next(score(config, NAS_BENCH_201, masks(count))).rows
     key = jax.random.key(0)

@@ -23,7 +23,7 @@ from tenas_jax.ntk import condition_number, empirical_ntk
 from tenas_jax.ops import PATTERNS, READERS
 from tenas_jax.sampling import sample_images, sample_patches
 from tenas_jax.spaces import SearchSpace
-from tenas_jax.supernet import NTK_NETWORKS, REGION_NETWORKS
+from tenas_jax.supernet import NTK_NETWORKS, REGION_NETWORKS, SINGLE_PATH_NETWORKS
 
 Measure = Callable[
     [Key[Array, ""], Bool[Array, "cell edge op"], UInt8[Array, "n h w 3"]], dict[str, Array]
@@ -33,7 +33,9 @@ KERNELS = ("kernel", "depthwise", "pointwise")
 COSTS = ("parameters", "flops")
 
 
-def make_measure(config: SearchConfig, space: SearchSpace, image_set: ImageSet) -> Measure:
+def make_measure(
+    config: SearchConfig, space: SearchSpace, image_set: ImageSet, *, single_path: bool = False
+) -> Measure:
     """The pure function that measures one row.
 
     All metrics but the linear regions are of the network of the NTK, at the same weights and
@@ -43,6 +45,8 @@ def make_measure(config: SearchConfig, space: SearchSpace, image_set: ImageSet) 
         config: what is measured.
         space: the search space.
         image_set: for its normalization; the images are an argument of the function.
+        single_path: promises that every mask keeps an operator an edge at most; the space is one of
+            `tenas_jax.supernet.SINGLE_PATH_NETWORKS`.
 
     Returns:
         A function of a key, a mask [cell, edge, op] and the images. It returns the configuration's
@@ -51,7 +55,7 @@ def make_measure(config: SearchConfig, space: SearchSpace, image_set: ImageSet) 
     wanted = set(config.metric_names)
 
     def measure(key: Array, mask: Array, images: Array) -> dict[str, Array]:
-        row = _Row(config, space, image_set, key, mask, images)
+        row = _Row(config, space, image_set, single_path, key, mask, images)
         measured: dict[str, Array] = {}
         for names, group in _GROUPS.items():
             if wanted.intersection(names):
@@ -93,6 +97,7 @@ class _Row:
     config: SearchConfig
     space: SearchSpace
     image_set: ImageSet
+    single_path: bool
     key: Array
     mask: Array
     images: Array
@@ -107,9 +112,10 @@ class _Row:
     def normalization(self) -> dict[str, Any]:
         return {"mean": self.image_set.mean, "std": self.image_set.std}
 
-    def network(self, layout: Layout = BATCH_MINOR) -> nn.Module:
+    def network(self, layout: Layout = BATCH_MINOR, *, single_path: bool = False) -> nn.Module:
         config = self.config
-        return NTK_NETWORKS[self.space.name](config.num_classes, layout, config.ntk.initializer)
+        networks = SINGLE_PATH_NETWORKS if single_path else NTK_NETWORKS
+        return networks[self.space.name](config.num_classes, layout, config.ntk.initializer)
 
     @cached_property
     def x(self) -> Float[Array, "n h w 3"]:
@@ -129,7 +135,8 @@ class _Row:
         return initialized(self.network(), self.config.ntk.initializer, key, self.x, self.mask)
 
     def logits(self, params: PyTree, x: Array) -> Array:
-        return cast(Array, self.network().apply({"params": params}, x, self.mask))
+        network = self.network(single_path=self.single_path)
+        return cast(Array, network.apply({"params": params}, x, self.mask))
 
 
 def _kernel_metrics(row: _Row) -> tuple[Array, Array, Array]:

@@ -100,6 +100,8 @@ def configure_jax(machine: Machine) -> Sequence[jax.Device]:
         InputError: there are fewer devices, or no cluster to join.
     """
     devices, cache = machine.devices, machine.compilation_cache
+    # SciPy's LAPACK, which JAX calls: its threads would spin on the cores of other devices.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     jax.config.update("jax_num_cpu_devices", max(2, devices or _cores()))
     if cache != NO_CACHE and _is_writable(Path(cache)):
         jax.config.update("jax_compilation_cache_dir", cache)

@@ -4,6 +4,7 @@ A row is one supernet or candidate with one draw of weights and images. Rows wit
 that draw (common random numbers), whatever their masks.
 """
 
+import dataclasses
 import functools
 import time
 from collections.abc import Sequence
@@ -18,8 +19,10 @@ from tenas_jax.config import SearchConfig
 from tenas_jax.data import ImageSet
 from tenas_jax.measurement import COSTS, Measure, make_measure, measure_costs
 from tenas_jax.metrics import get_metric
+from tenas_jax.programs import traced
 from tenas_jax.runtime import gather, place
 from tenas_jax.spaces import SearchSpace
+from tenas_jax.supernet import SINGLE_PATH_NETWORKS
 
 
 class SupernetScorer:
@@ -31,8 +34,8 @@ class SupernetScorer:
         space: the search space.
         images: all images, uint8 [n, h, w, 3].
         devices: rows are shared among them.
-        rows_per_device: rows that a device measures in one call, one after the other; by default 1
-            on a CPU, where a row takes seconds, and 16 elsewhere.
+        rows_per_device: rows that a device measures in one call, one after the other.
+        identity: what `measure` depends on, besides the images (see `tenas_jax.programs.traced`).
     """
 
     def __init__(
@@ -42,23 +45,42 @@ class SupernetScorer:
         space: SearchSpace,
         images: UInt8[np.ndarray, "n h w 3"],
         devices: Sequence[jax.Device],
-        rows_per_device: int | None = None,
+        rows_per_device: int = 1,
+        *,
+        identity: str,
     ) -> None:
         self.space = space
         self.metrics = tuple(map(get_metric, metrics))
-        self.batch_rows = len(devices) * (rows_per_device or _default_rows(devices[0]))
+        self._names = [name for name in metrics if name not in COSTS]
+        self.batch_rows = len(devices) * rows_per_device
         self.compile_seconds = 0.0
+        self._identity = identity
         mesh = Mesh(np.array(devices), ("row",))
-        self._row_sharding = NamedSharding(mesh, PartitionSpec("row"))
         self._images = place(images, NamedSharding(mesh, PartitionSpec()))
-        rows = PartitionSpec("row")
-        # One row after the other on each device: a row's result cannot depend on its neighbors, and
-        # `lax.cond` skips what the row has pruned.
+        rows = PartitionSpec(None, "row")
+        self._row_sharding = NamedSharding(mesh, rows)
+
+        dtype = jnp.result_type(float)
+
+        def measure_rows(keys: Array, masks: Array, images: Array) -> Float[Array, "row 1 metric"]:
+            def measured(key: Array, mask: Array) -> Float[Array, "metric"]:
+                metrics = measure(key, mask, images)
+                return jnp.stack([metrics[name].astype(dtype) for name in self._names])
+
+            def unmeasured(key: Array, mask: Array) -> Float[Array, "metric"]:
+                return jnp.zeros(len(self._names), dtype)
+
+            # One row after the other: a row's result cannot depend on its neighbors, and `lax.cond`
+            # skips what the row has pruned.
+            rows: Array = jax.lax.map(
+                lambda row: jax.lax.cond(row[1].any(), measured, unmeasured, *row),
+                (keys[:, 0], masks[:, 0]),
+            )
+            return rows[:, None]
+
         self._measure: jax.stages.Wrapped | jax.stages.Compiled = jax.jit(
             jax.shard_map(
-                lambda keys, masks, images: jax.lax.map(
-                    lambda row: measure(row[0], row[1], images), (keys, masks)
-                ),
+                measure_rows,
                 mesh=mesh,
                 in_specs=(rows, rows, PartitionSpec()),
                 out_specs=rows,
@@ -73,7 +95,9 @@ class SupernetScorer:
         start = time.perf_counter()
         keys = jax.random.split(jax.random.key(0), self.batch_rows)
         masks = np.zeros((self.batch_rows, *self.space.shape), bool)
-        lowered = self._measure.lower(*self._placed(keys, masks), self._images)
+        arguments = (*self._placed(keys, masks), self._images)
+        program = traced(self._measure, self._identity, *arguments)
+        lowered = jax.jit(program.call).lower(*arguments)
         self._measure = lowered.compile(compiler_options(self._images.platform()))
         self.compile_seconds = time.perf_counter() - start
 
@@ -84,19 +108,24 @@ class SupernetScorer:
 
         Args:
             keys: of the weights and images of each row.
-            masks: the operators kept.
+            masks: the operators kept; a row that keeps none is not measured.
 
         Returns:
             A column for each of `metrics`, float64 [row, metric].
         """
-        measured = self._measure(*self._placed(keys, masks), self._images)
-        columns = {name: gather(column) for name, column in measured.items()}
+        measured = gather(self._measure(*self._placed(keys, masks), self._images))
+        columns = dict(zip(self._names, measured.reshape(-1, len(self._names)).T, strict=True))
         if any(metric.name in COSTS for metric in self.metrics):
             columns |= measure_costs(self.space, masks)
         return np.stack([columns[metric.name] for metric in self.metrics], 1).astype(np.float64)
 
     def _placed(self, keys: Array, masks: np.ndarray) -> tuple[Array, Array]:
-        return place(keys, self._row_sharding), place(masks, self._row_sharding)
+        # Row i goes to device i % devices.
+        shape = (-1, self._row_sharding.mesh.size)
+        return (
+            place(keys.reshape(shape), self._row_sharding),
+            place(masks.reshape(*shape, *self.space.shape), self._row_sharding),
+        )
 
 
 # One thread for each device: every core is a device. The older kernel generator compiles the many
@@ -132,8 +161,11 @@ def compiler_options(platform: str) -> dict[str, str | bool]:
     return {option: value for option, value in CPU_OPTIONS.items() if known(option)}
 
 
-def _default_rows(device: jax.Device) -> int:
-    return 1 if device.platform == "cpu" else 16
+def _rows_per_device(device: jax.Device, *, single_path: bool) -> int:
+    """On a CPU one supernet, which takes a second; several single paths even out their times."""
+    if device.platform == "cpu":
+        return 8 if single_path else 1
+    return 16
 
 
 def make_scorer(
@@ -141,6 +173,8 @@ def make_scorer(
     space: SearchSpace,
     image_set: ImageSet,
     devices: Sequence[jax.Device],
+    *,
+    single_path: bool = False,
 ) -> SupernetScorer:
     """The scorer of a search.
 
@@ -149,9 +183,20 @@ def make_scorer(
         space: the search space.
         image_set: the images.
         devices: rows are shared among them.
+        single_path: promises that every mask keeps an operator an edge at most: a third of the
+            work where `tenas_jax.supernet.SINGLE_PATH_NETWORKS` has the space.
 
     Returns:
         A scorer, not yet compiled.
     """
-    measure = make_measure(config, space, image_set)
-    return SupernetScorer(measure, config.metric_names, space, image_set.images, devices)
+    single_path = single_path and space.name in SINGLE_PATH_NETWORKS
+    unseeded = dataclasses.replace(config, seed=0)  # which is no part of the program
+    return SupernetScorer(
+        make_measure(config, space, image_set, single_path=single_path),
+        config.metric_names,
+        space,
+        image_set.images,
+        devices,
+        _rows_per_device(devices[0], single_path=single_path),
+        identity=repr((unseeded, space, image_set.mean, image_set.std, single_path)),
+    )

@@ -55,7 +55,10 @@ class Scorer(Protocol):
     def __call__(
         self, keys: Key[Array, " row"], masks: Bool[np.ndarray, "row cell edge op"]
     ) -> Float[np.ndarray, "row metric"]:
-        """Measure supernets; a row's result depends on its own key and mask only."""
+        """Measure supernets; a row's result depends on its own key and mask only.
+
+        Rows whose masks keep nothing fill up a batch: their results are not used.
+        """
 
 
 class Progress(NamedTuple):
@@ -275,7 +278,7 @@ def search_settings(config: SearchConfig, preset: str, data_fingerprint: str) ->
 def measure(
     scorer: Scorer, rows: Sequence[Row], key: Key[Array, ""]
 ) -> Iterator[tuple[Sequence[Row], Float[np.ndarray, "row metric"]]]:
-    """Measure rows in batches of the scorer's size, the last one filled up with its first row.
+    """Measure rows in batches of the scorer's size, the last one filled up with empty masks.
 
     Args:
         scorer: measures rows of supernets.
@@ -287,7 +290,8 @@ def measure(
     """
     for start in range(0, len(rows), scorer.batch_rows):
         batch = rows[start : start + scorer.batch_rows]
-        padded = [*batch, *[batch[0]] * (scorer.batch_rows - len(batch))]
+        nothing = batch[0]._replace(mask=np.zeros_like(batch[0].mask))
+        padded = [*batch, *[nothing] * (scorer.batch_rows - len(batch))]
         keys = _keys(key, np.array([(row.round, row.repeat) for row in padded]))
         yield batch, scorer(keys, np.stack([row.mask for row in padded]))[: len(batch)]
 

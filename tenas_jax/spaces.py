@@ -1,10 +1,9 @@
 """Search spaces: which operators may stand on which edges of a cell."""
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Array, Bool
 
 from tenas_jax.errors import InputError
 
@@ -140,7 +139,7 @@ def has_dead_operators(space: SearchSpace, mask: Bool[np.ndarray, "cell edge op"
     """Whether some operator lies on no path from an input to the output of its cell.
 
     Such an operator costs parameters but cannot matter. `none` is no operator: it interrupts
-    paths. The output is the last node, or every intermediate node where a space concatenates them.
+    paths.
 
     Args:
         space: the search space.
@@ -156,18 +155,34 @@ def has_dead_operators(space: SearchSpace, mask: Bool[np.ndarray, "cell edge op"
         True
     """
     kept = (mask & (np.array(space.ops) != "none")).any(axis=-1)
-    outputs = space.intermediate_nodes if space.edges_per_node else [space.num_nodes - 1]
-    return any(
-        not {source for source, _ in edges} <= _reached(edges, range(space.input_nodes))
-        or not {target for _, target in edges} <= _reached([e[::-1] for e in edges[::-1]], outputs)
-        for edges in ([space.edges[edge] for edge in np.flatnonzero(cell)] for cell in kept)
+    return any((cell & ~np.array(connecting(space, cell))).any() for cell in kept)
+
+
+Bit = bool | np.bool | Bool[Array, ""]
+
+
+def connecting(space: SearchSpace, kept: Bool[Array | np.ndarray, "edge"]) -> list[Bit]:
+    """Whether each edge lies on a path from an input to the output of a cell.
+
+    The output is the last node, or every intermediate node where a space concatenates them.
+
+    Args:
+        space: the search space.
+        kept: on which edges there is an operator; may be traced.
+
+    Example:
+        >>> kept = np.array([True, False, False, True, False, False])
+        >>> [bool(edge) for edge in connecting(NAS_BENCH_201, kept)]  # nothing leaves node 1
+        [False, False, False, True, False, False]
+    """
+    nodes = np.arange(space.num_nodes)
+    reached: list[Bit] = list(nodes < space.input_nodes)
+    for (source, target), there in zip(space.edges, kept, strict=True):
+        reached[target] = reached[target] | reached[source] & there
+    read: list[Bit] = list(
+        nodes >= (space.input_nodes if space.edges_per_node else space.num_nodes - 1)
     )
-
-
-def _reached(edges: Sequence[tuple[int, int]], nodes: Iterable[int]) -> set[int]:
-    """Where edges lead from some nodes; those into a node come before those out of it."""
-    reached = set(nodes)
-    for source, target in edges:
-        if source in reached:
-            reached.add(target)
-    return reached
+    for (source, target), there in reversed(list(zip(space.edges, kept, strict=True))):
+        read[source] = read[source] | read[target] & there
+    edges = zip(space.edges, kept, strict=True)
+    return [reached[source] & there & read[target] for (source, target), there in edges]

@@ -34,7 +34,7 @@ def scorer(monkeypatch, tmp_path):
     images = data.ImageSet(np.zeros((80, 32, 32, 3), np.uint8), (0.5,) * 3, (0.2,) * 3, "photos")
     monkeypatch.setattr(data, "load_images", lambda *_, **__: images)
     monkeypatch.setattr(session, "configure_jax", lambda _: jax.devices("cpu")[:1])
-    scoring = SimpleNamespace(make_scorer=lambda *_: fake)
+    scoring = SimpleNamespace(make_scorer=lambda *_, **__: fake)
     monkeypatch.setattr(tenas_jax, "scoring", scoring, raising=False)
     monkeypatch.setattr(report, "write_plots", lambda *_: None)
     monkeypatch.chdir(tmp_path)

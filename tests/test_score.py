@@ -26,7 +26,7 @@ def scorer(monkeypatch, tmp_path):
 
     class Scoring:
         @staticmethod
-        def make_scorer(*_):
+        def make_scorer(*_, **__):
             fake.compiled = 0
             return fake
 

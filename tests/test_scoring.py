@@ -7,13 +7,15 @@ import pytest
 from compilation import quick_jit
 from jax import export
 
+from tenas_jax import architectures
 from tenas_jax.batch_minor import BATCH_MINOR
 from tenas_jax.config import NTKConfig, RegionsConfig, SearchConfig
 from tenas_jax.data import ImageSet
 from tenas_jax.measurement import initialized, make_measure
 from tenas_jax.scoring import SupernetScorer, make_scorer
-from tenas_jax.search import run_search
+from tenas_jax.search import measure, run_search
 from tenas_jax.spaces import NAS_BENCH_201
+from tenas_jax.strategies import Row
 from tenas_jax.supernet import NTK_NETWORKS
 
 CONFIG = SearchConfig(
@@ -36,14 +38,16 @@ def image_set():
 def traced(image_set):
     """A scorer on four devices that counts how often a row is traced."""
     count = []
-    measure = make_measure(CONFIG, NAS_BENCH_201, image_set)
+    measured = make_measure(CONFIG, NAS_BENCH_201, image_set)
 
     def counting(*arguments):
         count.append(1)
-        return measure(*arguments)
+        return measured(*arguments)
 
     names = CONFIG.metric_names
-    scorer = SupernetScorer(counting, names, NAS_BENCH_201, image_set.images, jax.devices()[:4])
+    scorer = SupernetScorer(
+        counting, names, NAS_BENCH_201, image_set.images, jax.devices()[:4], identity="counting"
+    )
     scorer.compile()
     return scorer, count
 
@@ -68,6 +72,35 @@ def test_a_row_does_not_depend_on_the_number_of_devices(traced, rows, image_set)
     pair = make_scorer(CONFIG, NAS_BENCH_201, image_set, jax.devices()[:2])
     pair.compile()
     np.testing.assert_array_equal(measured(scorer, rows), measured(pair, rows))
+
+
+def test_rows_that_keep_nothing_are_not_measured(traced, rows):
+    scorer, _ = traced
+    keys, masks = rows[0][:4], rows[1][:4].copy()
+    whole = scorer(keys, masks)
+    masks[2] = False
+    np.testing.assert_array_equal(scorer(keys, masks)[[0, 1, 3]], whole[[0, 1, 3]])
+    assert (scorer(keys, masks)[2] == 0).all()
+
+
+def test_architectures_are_measured_as_supernets_are(traced, image_set):
+    """Several rows on each device, only what they keep computed; also if they fill no batch."""
+    supernets, _ = traced
+    paths = make_scorer(CONFIG, NAS_BENCH_201, image_set, jax.devices()[:2], single_path=True)
+    paths.compile()
+    masks = architectures.sample(NAS_BENCH_201, 12, np.random.default_rng(0))
+    rows = [Row(0, i, mask, {}) for i, mask in enumerate(masks)]
+    key = jax.random.key(0)
+    expected, actual = (
+        np.concatenate([values for _, values in measure(scorer, rows, key)])
+        for scorer in (supernets, paths)
+    )
+    assert paths.batch_rows > len(rows)
+    np.testing.assert_array_equal(actual[:, 1], expected[:, 1])
+    finite = np.isfinite(expected[:, 0])
+    assert finite.sum() > 6
+    np.testing.assert_array_equal(np.isfinite(actual[:, 0]), finite)
+    np.testing.assert_allclose(actual[finite, 0], expected[finite, 0], rtol=1e-3)
 
 
 def test_a_row_depends_on_its_key_and_mask_only(traced, rows):
@@ -115,7 +148,7 @@ def test_rows_with_one_key_share_weights():
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_a_row_lowers_for_accelerators(platform, image_set):
-    measure = jax.jit(make_measure(CONFIG, NAS_BENCH_201, image_set))
+    row = jax.jit(make_measure(CONFIG, NAS_BENCH_201, image_set))
     arguments = (jax.random.key(0), NAS_BENCH_201.initial_mask(), image_set.images)
-    exported = export.export(measure, platforms=[platform])(*arguments)
+    exported = export.export(row, platforms=[platform])(*arguments)
     assert exported.platforms == (platform,)

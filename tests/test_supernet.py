@@ -7,11 +7,19 @@ import pytest
 from compilation import quick_jit
 from golden_params import darts_params, nas_bench_201_params
 
+from tenas_jax import architectures
 from tenas_jax.batch_minor import BATCH_MINOR
+from tenas_jax.initializers import initialize
 from tenas_jax.layers import NHWC
+from tenas_jax.ntk import empirical_ntk
 from tenas_jax.ops import PATTERNS
-from tenas_jax.spaces import DARTS, SPACES, get_space
-from tenas_jax.supernet import NTK_NETWORKS, REGION_NETWORKS, DARTSSupernet
+from tenas_jax.spaces import DARTS, SPACES, get_space, has_dead_operators
+from tenas_jax.supernet import (
+    NTK_NETWORKS,
+    REGION_NETWORKS,
+    SINGLE_PATH_NETWORKS,
+    DARTSSupernet,
+)
 
 FILES = {"nas-bench-201": "nas201", "darts": "darts"}
 PARAMS = {"nas-bench-201": nas_bench_201_params, "darts": darts_params}
@@ -120,3 +128,43 @@ def test_a_cell_after_a_reduction_halves_its_older_input(layout):
     assert cells["input_2_1"]["conv"]["kernel"].shape == (1, 1, 1, 8, 2)
     logits = jax.eval_shape(network.apply, variables, images, mask)
     assert logits.shape == (2, 3)
+
+
+@pytest.fixture(scope="module", params=SINGLE_PATH_NETWORKS)
+def single_path_case(request):
+    """A space, and compiled kernels of its supernet: computing all operators, or those kept."""
+    space = get_space(request.param)
+    images = jax.random.normal(jax.random.key(0), (5, 8, 8, 3))
+    mask = jnp.asarray(space.initial_mask())
+
+    def kernel(networks):
+        network = networks[space.name](10, BATCH_MINOR, "pytorch")
+        shapes = jax.eval_shape(network.init, jax.random.key(0), images, mask)
+        params = initialize(shapes["params"], "pytorch", jax.random.key(1))
+
+        def of_mask(mask):
+            return empirical_ntk(lambda p, x: network.apply({"params": p}, x, mask), params, images)
+
+        return quick_jit(of_mask)
+
+    return space, kernel(NTK_NETWORKS), kernel(SINGLE_PATH_NETWORKS)
+
+
+def test_kernels_of_single_paths_are_the_supernets(single_path_case):
+    space, of_supernet, of_path = single_path_case
+    masks = architectures.sample(space, 12, np.random.default_rng(0))
+    dead = [has_dead_operators(space, mask) for mask in masks]
+    assert any(dead)
+    assert not all(dead)
+    for mask in masks:
+        actual, expected = of_path(mask), of_supernet(mask)
+        assert np.linalg.norm(actual - expected) <= 1e-5 * np.linalg.norm(expected)
+
+
+def test_single_paths_depend_on_every_operator(single_path_case):
+    space, _, of_path = single_path_case
+    masks = np.zeros((len(space.ops), *space.shape), bool)
+    for i, mask in enumerate(masks):
+        mask[:, :, i] = True
+    kernels = {np.asarray(of_path(mask)).tobytes() for mask in masks}
+    assert len(kernels) == len(space.ops)

@@ -139,7 +139,7 @@ def _score(preset: str, options: ScoreOptions, workdir: Path) -> None:
         run_scores(
             config,
             masks,
-            scoring.make_scorer(config, space, images, devices),
+            scoring.make_scorer(config, space, images, devices, single_path=True),
             folder,
             settings=settings,
             resume=options.resume or not is_main(),

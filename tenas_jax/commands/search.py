@@ -110,9 +110,10 @@ def _search(preset: str, options: SearchOptions, workdir: Path) -> None:
         shared_workdir(workdir, settings, resume=options.resume) as folder,
         show_progress(console) as progress,
     ):
+        single_path = config.strategy != "prune"  # the others measure whole architectures
         result = run_search(
             config,
-            scoring.make_scorer(config, space, images, devices),
+            scoring.make_scorer(config, space, images, devices, single_path=single_path),
             folder,
             preset=preset,
             data_fingerprint=images.fingerprint,

@@ -1,0 +1,82 @@
+"""Traced programs, kept from one run to the next.
+
+JAX's compilation cache saves a second run the compilation, but not the tracing that finds out what
+to look up there, which for a supernet takes longer than all else before the first measurement.
+"""
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax import export
+
+PACKAGES = ("jax", "jaxlib", "flax", "numpy", "neural-tangents")
+
+
+def traced(function: jax.stages.Wrapped, identity: str, *arguments: Any) -> export.Exported:
+    """A function as a program, traced here or in an earlier run.
+
+    Programs are kept in the folder of JAX's compilation cache, if there is one.
+
+    Args:
+        function: what `jax.jit` returned.
+        identity: what its program depends on, besides the arguments' shapes, JAX's settings and the
+            source code of packages.
+        *arguments: what it is called with, arrays.
+
+    Returns:
+        The program; `jax.jit` takes its `call`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> program = traced(jax.jit(jnp.square), "square", jnp.ones(3))
+        >>> program.call(jnp.arange(3.0)).tolist()
+        [0.0, 1.0, 4.0]
+    """
+    settings = jax.config.values
+    folder = settings["jax_compilation_cache_dir"]
+    if folder is None:
+        return export.export(function)(*arguments)
+    shapes = [(x.shape, x.dtype, getattr(x, "sharding", None)) for x in jax.tree.leaves(arguments)]
+    flags = os.environ.get("XLA_FLAGS")
+    parts = (identity, shapes, jax.devices(), sorted(settings.items()), flags, _source())
+    path = Path(folder) / f"traced-{hashlib.sha256(repr(parts).encode()).hexdigest()}"
+    kept = _read(path)
+    if kept is not None:
+        return export.deserialize(kept)
+    program = export.export(function)(*arguments)
+    with contextlib.suppress(OSError):  # as for JAX's own entries: what is not kept is made again
+        _write(path, program.serialize())
+    return program
+
+
+def _source() -> list[str]:
+    """The versions of packages and this one's files, of which a program is made."""
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    return [*digests, *(metadata.version(name) for name in PACKAGES)]
+
+
+def _read(path: Path) -> bytearray | None:
+    """What `_write` wrote, if it is there and undamaged."""
+    content = path.read_bytes() if path.exists() else b""
+    size = hashlib.sha256().digest_size
+    digest, program = content[:size], content[size:]
+    return bytearray(program) if digest == hashlib.sha256(program).digest() else None
+
+
+def _write(path: Path, program: bytearray) -> None:
+    """Write a file whole or not at all, even if another process is about to."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        try:
+            file.write(hashlib.sha256(program).digest() + program)
+            file.flush()
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
