@@ -47,9 +47,13 @@ class Problem:
     original: Path | None = None
 
     def images(self) -> np.ndarray:
-        """Images [n, 32, 32, 3], normal like normalized ones."""
+        """Images [n, 32, 32, 3], normal like normalized ones.
+
+        Not with any seed: 16 images of seed 16 make an activation whose sign rounding decides, and
+        kernels of JAX and of PyTorch that differ by 6e-4 (in float64 by 7e-15).
+        """
         shape = (self.batch, 32, 32, 3)
-        return np.random.default_rng(self.batch).standard_normal(shape, np.float32)
+        return np.random.default_rng(0).standard_normal(shape, np.float32)
 
     def params(self) -> dict[str, np.ndarray]:
         """The parameters, by path in our tree."""

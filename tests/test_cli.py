@@ -226,6 +226,9 @@ CONFIGURE = """
 import os, sys
 from tenas_jax.runtime import Machine, configure_jax
 devices = configure_jax(Machine(int(sys.argv[1]), sys.argv[2]))
+threads = len(os.listdir("/proc/self/task"))
+import scipy.linalg
+print(len(os.listdir("/proc/self/task")) - threads)
 import jax
 jax.jit(lambda x: x + 1)(0)
 print(len(devices), devices[0].platform, len(os.sched_getaffinity(0)))
@@ -254,7 +257,8 @@ def test_jax_starts_with_its_devices_and_cache(tmp_path, devices, cache, complai
         text=True,
         check=True,
     )
-    lines = run.stdout.splitlines()
+    lapack_threads, *lines = run.stdout.splitlines()
+    assert lapack_threads == "0"
     cores = 1 if devices == 1 else len(os.sched_getaffinity(0))
     assert lines[0] == f"{max(2, devices)} cpu {cores}"
     assert lines[1] == (cache if complaint == "" else "None")
