@@ -7,7 +7,7 @@ to look up there, which for a supernet takes longer than all else before the fir
 import contextlib
 import hashlib
 import os
-import tempfile
+import uuid
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,10 @@ def _source() -> list[str]:
 
 def _read(path: Path) -> bytearray | None:
     """What `_write` wrote, if it is there and undamaged."""
-    content = path.read_bytes() if path.exists() else b""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
     size = hashlib.sha256().digest_size
     digest, program = content[:size], content[size:]
     return bytearray(program) if digest == hashlib.sha256(program).digest() else None
@@ -72,11 +75,9 @@ def _read(path: Path) -> bytearray | None:
 
 def _write(path: Path, program: bytearray) -> None:
     """Write a file whole or not at all, even if another process is about to."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        try:
-            file.write(hashlib.sha256(program).digest() + program)
-            file.flush()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    unfinished = path.with_name(f"{path.name}-{uuid.uuid4()}")
+    try:
+        unfinished.write_bytes(hashlib.sha256(program).digest() + program)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -70,6 +70,15 @@ def test_a_damaged_program_is_replaced(cache, count, content):
     assert len(count) == 2
 
 
+def test_a_program_that_cannot_be_read_is_no_error(cache, count):
+    traced(twice(count), "twice", X)
+    [file] = cache.iterdir()
+    file.unlink()
+    file.mkdir()
+    assert traced(twice(count), "twice", X).call(X).tolist() == [0, 2, 4]
+    assert list(cache.iterdir()) == [file]
+
+
 def test_a_cache_that_cannot_be_written_is_no_error(cache, count):
     jax.config.update("jax_compilation_cache_dir", str(cache / "missing"))
     for _ in range(2):

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compilation import quick_jit
+from compilation import QUICK, quick_jit
 from jax import export
 
-from tenas_jax import architectures
+from tenas_jax import architectures, scoring
 from tenas_jax.batch_minor import BATCH_MINOR
 from tenas_jax.config import NTKConfig, RegionsConfig, SearchConfig
 from tenas_jax.data import ImageSet
@@ -83,8 +83,9 @@ def test_rows_that_keep_nothing_are_not_measured(traced, rows):
     assert (scorer(keys, masks)[2] == 0).all()
 
 
-def test_architectures_are_measured_as_supernets_are(traced, image_set):
+def test_architectures_are_measured_as_supernets_are(traced, image_set, monkeypatch):
     """Several rows on each device, only what they keep computed; also if they fill no batch."""
+    monkeypatch.setattr(scoring, "compiler_options", lambda _: QUICK)
     supernets, _ = traced
     paths = make_scorer(CONFIG, NAS_BENCH_201, image_set, jax.devices()[:2], single_path=True)
     paths.compile()
