@@ -59,24 +59,23 @@ class SupernetScorer:
         self._images = place(images, NamedSharding(mesh, PartitionSpec()))
         rows = PartitionSpec(None, "row")
         self._row_sharding = NamedSharding(mesh, rows)
-
         dtype = jnp.result_type(float)
 
         def measure_rows(keys: Array, masks: Array, images: Array) -> Float[Array, "row 1 metric"]:
             def measured(key: Array, mask: Array) -> Float[Array, "metric"]:
                 metrics = measure(key, mask, images)
-                return jnp.stack([metrics[name].astype(dtype) for name in self._names])
+                return jnp.array([metrics[name] for name in self._names], dtype)
 
             def unmeasured(key: Array, mask: Array) -> Float[Array, "metric"]:
                 return jnp.zeros(len(self._names), dtype)
 
             # One row after the other: a row's result cannot depend on its neighbors, and `lax.cond`
             # skips what the row has pruned.
-            rows: Array = jax.lax.map(
+            table: Array = jax.lax.map(
                 lambda row: jax.lax.cond(row[1].any(), measured, unmeasured, *row),
                 (keys[:, 0], masks[:, 0]),
             )
-            return rows[:, None]
+            return table[:, None]
 
         self._measure: jax.stages.Wrapped | jax.stages.Compiled = jax.jit(
             jax.shard_map(
@@ -114,7 +113,8 @@ class SupernetScorer:
             A column for each of `metrics`, float64 [row, metric].
         """
         measured = gather(self._measure(*self._placed(keys, masks), self._images))
-        columns = dict(zip(self._names, measured.reshape(-1, len(self._names)).T, strict=True))
+        table = measured.reshape(self.batch_rows, len(self._names))
+        columns = dict(zip(self._names, table.T, strict=True))
         if any(metric.name in COSTS for metric in self.metrics):
             columns |= measure_costs(self.space, masks)
         return np.stack([columns[metric.name] for metric in self.metrics], 1).astype(np.float64)

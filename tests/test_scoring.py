@@ -1,5 +1,7 @@
 """Rows are measured with one compilation, the same on any number of devices."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from jax import export
 from tenas_jax import architectures, scoring
 from tenas_jax.batch_minor import BATCH_MINOR
 from tenas_jax.config import NTKConfig, RegionsConfig, SearchConfig
+from tenas_jax.costs import architecture_costs
 from tenas_jax.data import ImageSet
 from tenas_jax.measurement import initialized, make_measure
 from tenas_jax.scoring import SupernetScorer, make_scorer
@@ -81,6 +84,17 @@ def test_rows_that_keep_nothing_are_not_measured(traced, rows):
     masks[2] = False
     np.testing.assert_array_equal(scorer(keys, masks)[[0, 1, 3]], whole[[0, 1, 3]])
     assert (scorer(keys, masks)[2] == 0).all()
+
+
+def test_sizes_alone_need_no_measurement(image_set):
+    config = dataclasses.replace(CONFIG, metrics="flops,parameters")
+    scorer = make_scorer(config, NAS_BENCH_201, image_set, jax.devices()[:4], single_path=True)
+    scorer.compile()
+    masks = np.zeros((scorer.batch_rows, *NAS_BENCH_201.shape), bool)
+    masks[:3] = architectures.sample(NAS_BENCH_201, 3, np.random.default_rng(0))
+    keys = jax.random.split(jax.random.key(0), scorer.batch_rows)
+    expected = np.stack(architecture_costs(NAS_BENCH_201, masks)[::-1], 1)
+    np.testing.assert_array_equal(scorer(keys, masks), expected)
 
 
 def test_architectures_are_measured_as_supernets_are(traced, image_set, monkeypatch):
