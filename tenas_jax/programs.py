@@ -7,6 +7,7 @@ to look up there, which for a supernet takes longer than all else before the fir
 import contextlib
 import hashlib
 import os
+import platform
 import uuid
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import jax
 from jax import export
 
-PACKAGES = ("jax", "jaxlib", "flax", "numpy", "neural-tangents")
+PACKAGES = ("jax", "jaxlib", "flax", "neural-tangents", "numpy", "tenas_jax")
 
 
 def traced(function: jax.stages.Wrapped, identity: str, *arguments: Any) -> export.Exported:
@@ -43,8 +44,8 @@ def traced(function: jax.stages.Wrapped, identity: str, *arguments: Any) -> expo
     if folder is None:
         return export.export(function)(*arguments)
     shapes = [(x.shape, x.dtype, getattr(x, "sharding", None)) for x in jax.tree.leaves(arguments)]
-    flags = os.environ.get("XLA_FLAGS")
-    parts = (identity, shapes, jax.devices(), sorted(settings.items()), flags, _source())
+    made_by = sorted(settings.items()), os.environ.get("XLA_FLAGS"), versions(), _source()
+    parts = (identity, shapes, jax.devices(), made_by)
     path = Path(folder) / f"traced-{hashlib.sha256(repr(parts).encode()).hexdigest()}"
     kept = _read(path)
     if kept is not None:
@@ -55,11 +56,24 @@ def traced(function: jax.stages.Wrapped, identity: str, *arguments: Any) -> expo
     return program
 
 
+def versions() -> dict[str, str]:
+    """The versions of what programs are made by and run on.
+
+    Returns:
+        Versions by the names of packages, and of Python.
+
+    Example:
+        >>> sorted(versions())
+        ['flax', 'jax', 'jaxlib', 'neural-tangents', 'numpy', 'python', 'tenas_jax']
+    """
+    packages = {name: metadata.version(name) for name in PACKAGES}
+    return {**packages, "python": platform.python_version()}
+
+
 def _source() -> list[str]:
-    """The versions of packages and this one's files, of which a program is made."""
+    """This package's files, of which a program is made."""
     files = sorted(Path(__file__).parent.rglob("*.py"))
-    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    return [*digests, *(metadata.version(name) for name in PACKAGES)]
+    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
 
 
 def _read(path: Path) -> bytearray | None:

@@ -5,10 +5,8 @@ a search that was killed goes on by replaying the trace, and ends as it would ha
 """
 
 import csv
-import platform
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypedDict, runtime_checkable
 
@@ -19,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from tenas_jax import genotype
 from tenas_jax.config import SearchConfig
 from tenas_jax.metrics import Metric
+from tenas_jax.programs import versions
 from tenas_jax.spaces import get_space
 from tenas_jax.strategies import Found, Row, Work, get_strategy, score
 from tenas_jax.workdir import (
@@ -29,8 +28,6 @@ from tenas_jax.workdir import (
     whole_file,
     write_json,
 )
-
-PACKAGES = ("jax", "jaxlib", "flax", "neural-tangents", "numpy", "tenas_jax")
 
 
 @runtime_checkable
@@ -149,7 +146,7 @@ def run_search(
             "measure": run.measure_seconds,
         },
         device=device,
-        versions=_versions(),
+        versions=versions(),
     )
     write_json(finished, result)
     return result
@@ -318,8 +315,3 @@ def _drive(
                 step = next(strategy)
     except StopIteration as end:
         return end.value
-
-
-def _versions() -> dict[str, str]:
-    packages = {name: metadata.version(name) for name in PACKAGES}
-    return {**packages, "python": platform.python_version()}
