@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
 
 from tenas_jax import proxies
@@ -22,7 +23,7 @@ from tenas_jax.linear_regions import count_linear_regions
 from tenas_jax.ntk import condition_number, empirical_ntk
 from tenas_jax.ops import PATTERNS, READERS
 from tenas_jax.sampling import sample_images, sample_patches
-from tenas_jax.spaces import SearchSpace
+from tenas_jax.spaces import SearchSpace, connecting
 from tenas_jax.supernet import NTK_NETWORKS, REGION_NETWORKS, SINGLE_PATH_NETWORKS
 
 Measure = Callable[
@@ -140,9 +141,15 @@ class _Row:
 
 
 def _kernel_metrics(row: _Row) -> tuple[Array, Array, Array]:
-    ntk = row.config.ntk
-    kernel = empirical_ntk(
-        row.logits, row.params, row.x, engine=ntk.engine, chunk_size=ntk.chunk_size
+    ntk, params, x = row.config.ntk, row.params, row.x
+
+    def connected() -> Array:
+        return empirical_ntk(row.logits, params, x, engine=ntk.engine, chunk_size=ntk.chunk_size)
+
+    # Where no image reaches the output, batch normalization makes it zero, whatever the weights.
+    edges = [edge for cell in row.mask for edge in connecting(row.space, cell)]
+    kernel: Array = lax.cond(
+        jnp.stack(edges).any(), connected, lambda: jnp.zeros((len(x), len(x)), x.dtype)
     )
     return condition_number(kernel), proxies.ntk_trace(kernel), proxies.ntk_mean_eigenvalue(kernel)
 
@@ -165,7 +172,7 @@ def _region_metrics(row: _Row) -> tuple[Array]:
         return jnp.concatenate(jax.tree.leaves(sown), 1)
 
     batches = patches.reshape(regions.batches, regions.batch_size, *patches.shape[1:])
-    pooled = jax.lax.map(patterns, batches)
+    pooled = lax.map(patterns, batches)
     return (count_linear_regions(pooled.reshape(-1, pooled.shape[-1])),)
 
 

@@ -154,27 +154,47 @@ def has_dead_operators(space: SearchSpace, mask: Bool[np.ndarray, "cell edge op"
         >>> has_dead_operators(NAS_BENCH_201, mask)
         True
     """
-    kept = (mask & (np.array(space.ops) != "none")).any(axis=-1)
-    return any((cell & ~np.array(connecting(space, cell))).any() for cell in kept)
+    return any((occupied(space, cell) & ~np.array(connecting(space, cell))).any() for cell in mask)
+
+
+def occupied(
+    space: SearchSpace, mask: Bool[Array | np.ndarray, "edge op"]
+) -> Bool[Array | np.ndarray, "edge"]:
+    """On which edges of a cell there is an operator; `none` is no operator.
+
+    Args:
+        space: the search space.
+        mask: operators kept in the cell; may be traced.
+
+    Example:
+        >>> mask = np.eye(6, 5, dtype=bool)  # `none` on the first edge, nothing on the last
+        >>> occupied(NAS_BENCH_201, mask)
+        array([False,  True,  True,  True,  True, False])
+    """
+    there: Bool[Array | np.ndarray, edge]
+    there = (mask & (np.array(space.ops) != "none")[None]).any(-1)
+    return there
 
 
 Bit = bool | np.bool | Bool[Array, ""]
 
 
-def connecting(space: SearchSpace, kept: Bool[Array | np.ndarray, "edge"]) -> list[Bit]:
+def connecting(space: SearchSpace, mask: Bool[Array | np.ndarray, "edge op"]) -> list[Bit]:
     """Whether each edge lies on a path from an input to the output of a cell.
 
     The output is the last node, or every intermediate node where a space concatenates them.
 
     Args:
         space: the search space.
-        kept: on which edges there is an operator; may be traced.
+        mask: operators kept in the cell; may be traced.
 
     Example:
-        >>> kept = np.array([True, False, False, True, False, False])
-        >>> [bool(edge) for edge in connecting(NAS_BENCH_201, kept)]  # nothing leaves node 1
+        >>> mask = np.zeros((6, 5), bool)
+        >>> mask[[0, 3], 1] = True  # nothing leaves node 1, where the first edge ends
+        >>> [bool(edge) for edge in connecting(NAS_BENCH_201, mask)]
         [False, False, False, True, False, False]
     """
+    kept = list(occupied(space, mask))
     nodes = np.arange(space.num_nodes)
     reached: list[Bit] = list(nodes < space.input_nodes)
     for (source, target), there in zip(space.edges, kept, strict=True):

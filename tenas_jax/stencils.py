@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int8
 
@@ -67,34 +66,49 @@ def dilate(x: Array, stride: int, height: int, width: int, low: int = 0) -> Arra
     return lax.pad(x, jnp.zeros((), x.dtype), pads)
 
 
-def _box(x: Float[Array, "h c w n"]) -> Float[Array, "h c w n"]:
-    """Sum over the 3 x 3 neighborhood."""
+def _seen(pixels: int, dtype: jnp.dtype) -> Float[Array, "pixel"]:
+    """How many pixels along an axis a pixel and its neighbors are."""
+    pixel = jnp.arange(pixels)
+    seen = jnp.minimum(pixel + 1, pixels - 1) - jnp.maximum(pixel - 1, 0) + 1
+    return seen.astype(dtype)
+
+
+def _box(
+    x: Float[Array, "h c w n"], rows: Float[Array, "h"], columns: Float[Array, "w"]
+) -> Float[Array, "h c w n"]:
+    """Sum over the 3 x 3 neighborhood of the pixels, weighted by row and by column."""
     height, channels, width, n = x.shape
-    rows = x.reshape(height, channels, width * n)
-    padded = bordered(lambda h: take_rows(rows, h, 1)[0], x.shape, 1, 1, x.dtype)
+    count = min(3, height)
+    # Row h reads `count` rows; those that are not its neighbors have weight zero.
+    row = jnp.arange(height)[:, None]
+    read = jnp.clip(row - 1, 0, height - count) + jnp.arange(count)[None]
+    by_row = jnp.where(abs(read - row) < 2, rows[read], 0)
+    by_column = jnp.broadcast_to(columns[:, None], (width, n)).reshape(1, -1)
+    pixels = x.reshape(height, channels, width * n)
 
-    def row(h: Array) -> Array:
-        column = reduce(add, take_rows(padded, h, 3))
-        total: Array = reduce(add, [column[:, j * n : (j + width) * n] for j in range(3)])
-        return total
+    def add_row(h: Array, state: tuple[Array, Rows]) -> tuple[Array, Rows]:
+        padded, total = state
+        seen = take_rows(pixels, jnp.clip(h - 1, 0, height - count), count)
+        weights = lax.dynamic_slice(by_row, (h, 0), (1, count), allow_negative_indices=False)
+        sums = reduce(add, [weights[0, i] * row for i, row in enumerate(seen)])
+        padded = lax.dynamic_update_slice(
+            padded, sums * by_column, (0, n), allow_negative_indices=False
+        )
+        result = reduce(add, [padded[:, j * n : (j + width) * n] for j in range(3)])
+        return padded, put_row(total, result, h)
 
-    return map_rows(row, height).reshape(x.shape)
-
-
-def _counts(height: int, width: int, dtype: jnp.dtype) -> Float[np.ndarray, "h 1 w 1"]:
-    """How many pixels of each 3 x 3 neighborhood lie inside the image."""
-
-    def along(pixels: int) -> np.ndarray:
-        pixel = np.arange(pixels)
-        return np.minimum(pixel + 1, pixels - 1) - np.maximum(pixel - 1, 0) + 1
-
-    return np.outer(along(height), along(width))[:, None, :, None].astype(dtype)
+    padded = jnp.zeros((channels, (width + 2) * n), x.dtype)
+    total: Array = lax.fori_loop(0, height, add_row, (padded, jnp.zeros_like(pixels)))[1]
+    return total.reshape(x.shape)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def avg_pool(x: Float[Array, "h c w n"], stride: int) -> Float[Array, "h2 c w2 n"]:
     """3 x 3 average with padding 1 over the pixels inside the image."""
-    return (_box(x) / _counts(x.shape[0], x.shape[2], x.dtype))[::stride, :, ::stride]
+    ones = [jnp.ones(pixels, x.dtype) for pixels in x.shape[::2]]
+    height, width = (_seen(pixels, x.dtype) for pixels in x.shape[::2])
+    average = _box(x, *ones) / (height[:, None] * width[None])[:, None, :, None]
+    return average[::stride, :, ::stride]
 
 
 def _avg_pool_forward(x: Array, stride: int) -> tuple[Array, Array]:
@@ -105,7 +119,8 @@ def _avg_pool_backward(stride: int, residuals: Array, cotangent: Array) -> tuple
     _, height, _, width, _ = residuals.shape
     if stride > 1:
         cotangent = dilate(cotangent, stride, height, width)
-    return (_box(cotangent / _counts(height, width, cotangent.dtype)),)
+    inverse = [1 / _seen(pixels, cotangent.dtype) for pixels in (height, width)]
+    return (_box(cotangent, *inverse),)
 
 
 avg_pool.defvjp(_avg_pool_forward, _avg_pool_backward)

@@ -11,15 +11,16 @@ from typing import cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
 from tenas_jax.initializers import get_initializer
 from tenas_jax.layers import PRECISION, BatchNorm, ConvBatchNorm, Layout, PointwiseConv
 from tenas_jax.ops import OPS, FactorizedReduction, ReLUConvBatchNorm, relu
 from tenas_jax.spaces import DARTS, NAS_BENCH_201, SearchSpace, connecting
+
+Pullback = Callable[[Array], tuple[PyTree, Array]]
 
 
 def edge_weights(mask: Bool[Array, "edge op"], dtype: DTypeLike) -> Float[Array, "edge op"]:
@@ -61,9 +62,7 @@ class Cell(nn.Module):
         compute = self._all
         if self.single_path and not self.is_initializing():
             compute = self._kept
-            operators = mask & (np.array(self.space.ops) != "none")[None]
-            connected = jnp.stack(connecting(self.space, operators.any(-1)))
-            mask = operators & connected[:, None]
+            mask &= jnp.stack(connecting(self.space, mask))[:, None]
         for node in range(self.space.num_nodes - 1):
             edges = self.space.outgoing(node)
             stride = self.stride if node < self.space.input_nodes else 1
@@ -97,20 +96,48 @@ class Cell(nn.Module):
         """The same if an edge keeps one operator or none: no other is computed."""
         params = self.variables["params"]
 
-        def branch(name: str, edge: int) -> Callable[[Array], Array]:
+        def branch(name: str, edge: int) -> Callable[[Array], tuple[Array, Array]]:
             op = OPS[name](self.features, self.layout, self.initializer, 1, stride, parent=None)
             stacked = params.get(f"node_{node}_{name}", {})
             own = jax.tree.map(lambda leaf: leaf[edge : edge + 1], stacked)
-            return lambda x: cast(Array, op.apply({"params": own}, x, jnp.ones(1, x.dtype)))
 
-        return [
-            lax.switch(
-                jnp.where(mask[edge].any(), mask[edge].argmax(), self.space.ops.index("none")),
-                [branch(name, edge) for name in self.space.ops],
-                x,
-            )
-            for edge in range(len(mask))
-        ]
+            def apply(own: PyTree, x: Array) -> Array:
+                return cast(Array, op.apply({"params": own}, x, jnp.ones(1, x.dtype)))
+
+            return partial(_passing(apply), own)
+
+        outputs = []
+        for edge, kept in enumerate(mask):
+            index = jnp.where(kept.any(), kept.argmax(), self.space.ops.index("none"))
+            x, output = lax.switch(index, [branch(name, edge) for name in self.space.ops], x)
+            outputs.append(output)
+        return outputs
+
+
+def _passing(
+    apply: Callable[[PyTree, Array], Array],
+) -> Callable[[PyTree, Array], tuple[Array, Array]]:
+    """The function of `(params, x)` with x itself as a first result.
+
+    The edges that leave a node pass x on from one to the next. Backwards each adds its cotangent to
+    that of x where it computes it; otherwise `lax.switch` would write zeros for `none`, and each
+    sum over edges would be another pass over the images.
+    """
+
+    @jax.custom_vjp
+    def both(params: PyTree, x: Array) -> tuple[Array, Array]:
+        return x, apply(params, x)
+
+    def forward(params: PyTree, x: Array) -> tuple[tuple[Array, Array], Pullback]:
+        y, pullback = jax.vjp(apply, params, x)
+        return (x, y), pullback
+
+    def backward(pullback: Pullback, cotangents: tuple[Array, Array]) -> tuple[PyTree, Array]:
+        params, x = pullback(cotangents[1])
+        return params, cotangents[0] + x
+
+    both.defvjp(forward, backward)
+    return both
 
 
 class ResidualBlock(nn.Module):

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from compilation import quick_jit
@@ -11,9 +12,12 @@ from tenas_jax import architectures
 from tenas_jax.config import NTKConfig, RegionsConfig, SearchConfig
 from tenas_jax.costs import architecture_costs
 from tenas_jax.data import ImageSet
-from tenas_jax.measurement import make_measure, measure_costs
+from tenas_jax.layers import NHWC
+from tenas_jax.measurement import initialized, make_measure, measure_costs
 from tenas_jax.metrics import METRICS
-from tenas_jax.spaces import NAS_BENCH_201
+from tenas_jax.ntk import empirical_ntk
+from tenas_jax.spaces import DARTS, NAS_BENCH_201
+from tenas_jax.supernet import NTK_NETWORKS
 
 CONFIG = SearchConfig(
     images=16,
@@ -67,6 +71,26 @@ def test_a_network_without_connections(measured):
     assert nothing["naswot"] == nothing["synflow"] == -np.inf
     assert nothing["swap"] == 1
     assert nothing["grad_norm"] == nothing["snip"] == nothing["zico"] == 0
+
+
+@pytest.mark.parametrize("space", [NAS_BENCH_201, DARTS], ids=lambda space: space.name)
+def test_a_kernel_is_zero_where_no_image_reaches_the_output(space):
+    """Which is why it is not computed there."""
+    network = NTK_NETWORKS[space.name](10, NHWC, "pytorch")
+    pruned = np.zeros(space.shape, bool)
+    pruned[..., 0] = True
+    if space is NAS_BENCH_201:
+        pruned[0, 0] = np.arange(5) == 3  # into node 1, from which nothing goes on
+    dead_ends, supernet = map(jnp.asarray, (pruned, space.initial_mask()))
+    x = jax.random.normal(jax.random.key(0), (3, 8, 8, 3))
+    params = initialized(network, "pytorch", jax.random.key(1), x, dead_ends)
+
+    def logits(params, x, mask):
+        return network.apply({"params": params}, x, mask)
+
+    kernel = quick_jit(lambda p, x, mask: empirical_ntk(lambda p, x: logits(p, x, mask), p, x))
+    assert (kernel(params, x, dead_ends) == 0).all()
+    assert (kernel(params, x, supernet) != 0).all()
 
 
 def test_a_connected_network_has_finite_positive_scores(measured):
