@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from tenas_jax.config import SearchConfig
 from tenas_jax.data import ImageSet
@@ -21,7 +21,7 @@ from tenas_jax.measurement import COSTS, Measure, make_measure, measure_costs
 from tenas_jax.metrics import get_metric
 from tenas_jax.programs import traced
 from tenas_jax.runtime import gather, place
-from tenas_jax.spaces import SearchSpace
+from tenas_jax.spaces import SearchSpace, connecting
 from tenas_jax.supernet import SINGLE_PATH_NETWORKS
 
 
@@ -112,8 +112,13 @@ class SupernetScorer:
         Returns:
             A column for each of `metrics`, float64 [row, metric].
         """
-        measured = gather(self._measure(*self._placed(keys, masks), self._images))
-        table = measured.reshape(self.batch_rows, len(self._names))
+        devices, order = self._row_sharding.mesh.size, np.arange(self.batch_rows)
+        if 1 < devices < self.batch_rows:
+            order = balanced(work(self.space, masks), devices)
+        placed = self._placed(keys[order], masks[order])
+        measured = gather(self._measure(*placed, self._images))
+        table = np.empty((self.batch_rows, len(self._names)), measured.dtype)
+        table[order] = measured.reshape(table.shape)
         columns = dict(zip(self._names, table.T, strict=True))
         if any(metric.name in COSTS for metric in self.metrics):
             columns |= measure_costs(self.space, masks)
@@ -126,6 +131,44 @@ class SupernetScorer:
             place(keys.reshape(shape), self._row_sharding),
             place(masks.reshape(*shape, *self.space.shape), self._row_sharding),
         )
+
+
+def work(
+    space: SearchSpace, masks: Bool[np.ndarray, "row cell edge op"]
+) -> Int[np.ndarray, " row"]:
+    """FLOPs of the operators that lie on a path, by which rows are shared among devices.
+
+    Args:
+        space: the search space.
+        masks: the operators kept.
+
+    Returns:
+        Those of the discrete networks, which grow with those of any other of the same cells.
+    """
+    connected = [[connecting(space, cell) for cell in mask] for mask in masks]
+    return measure_costs(space, masks & np.array(connected)[..., None])["flops"]
+
+
+def balanced(work: Int[np.ndarray, " row"], devices: int) -> Int[np.ndarray, " row"]:
+    """An order of rows that gives as many to each device, and about as much work.
+
+    Args:
+        work: of each row.
+        devices: row i of the order goes to device i % devices.
+
+    Returns:
+        The rows in that order: the next largest is always for the device with the least work.
+
+    Example:
+        >>> balanced(np.array([1, 9, 2, 8, 3, 3]), 2).tolist()
+        [1, 3, 5, 4, 0, 2]
+    """
+    rows: list[list[int]] = [[] for _ in range(devices)]
+    capacity = len(work) // devices
+    for row in np.argsort(-work, kind="stable"):
+        free = [own for own in rows if len(own) < capacity]
+        min(free, key=lambda own: work[own].sum()).append(int(row))
+    return np.array(rows).T.reshape(-1)
 
 
 # One thread for each device: every core is a device. The older kernel generator compiles the many

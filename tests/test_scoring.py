@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,6 +86,25 @@ def test_rows_that_keep_nothing_are_not_measured(traced, rows):
     masks[2] = False
     np.testing.assert_array_equal(scorer(keys, masks)[[0, 1, 3]], whole[[0, 1, 3]])
     assert (scorer(keys, masks)[2] == 0).all()
+
+
+@hypothesis.given(
+    work=st.lists(st.integers(0, 1000), min_size=1, max_size=12), devices=st.sampled_from([1, 2, 4])
+)
+def test_devices_have_equally_many_rows_and_about_equal_work(work, devices):
+    work = np.array(work * devices)
+    order = scoring.balanced(work, devices)
+    assert sorted(order) == list(range(len(work)))
+    by_device = work[order].reshape(-1, devices).sum(0)
+    assert by_device.max() - by_device.min() <= work.max()
+
+
+def test_work_is_that_of_operators_on_a_path():
+    masks = np.zeros((3, *NAS_BENCH_201.shape), bool)
+    masks[1:, 0, 3, 3] = True  # a convolution from the input to the output
+    masks[2, 0, 0, 3] = True  # one from which nothing goes on
+    nothing, path, dead_end = scoring.work(NAS_BENCH_201, masks)
+    assert nothing < path == dead_end
 
 
 def test_sizes_alone_need_no_measurement(image_set):
