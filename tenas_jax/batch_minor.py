@@ -58,14 +58,14 @@ class Window(NamedTuple):
         return (pixels + 2 * self.padding - self.size) // self.stride + 1
 
     @property
-    def first(self) -> int:
-        """The first output pixel that reads one of the input pixels 0 to `stride` - 1."""
-        return -((self.size - 1 - self.padding) // self.stride)
+    def before(self) -> int:
+        """How many output pixels before pixel 0 read one of the input pixels 0 to `stride` - 1."""
+        return (self.size - 1 - self.padding) // self.stride
 
     @property
-    def reach(self) -> int:
-        """How many output pixels there are from the first to the last that reads one of them."""
-        return (self.stride - 1 + self.padding) // self.stride - self.first + 1
+    def after(self) -> int:
+        """How many output pixels after pixel 0 read one of them."""
+        return (self.stride - 1 + self.padding) // self.stride
 
 
 @dataclass(frozen=True)
@@ -269,10 +269,11 @@ def _input_gradient(
 ) -> Float[Array, "h c w n"]:
     """Gradient of a convolution's input; `gradient(h, count)` are rows of that of its output.
 
-    `stride` rows and columns of the input are computed at once, from the `reach` of the output.
+    `stride` rows and columns of the input are computed at once, from `reach` of the output.
     """
     height, channels, width, n = input_shape
-    (size, stride, padding), reach, before = window, window.reach, -window.first
+    (size, stride, padding), before, after = window, window.before, window.after
+    reach = before + 1 + after
     outputs, rows = kernel.shape[-1], window.outputs(height)
     if size == 1:
         matrices = jnp.broadcast_to(kernel[0, 0], (height, channels, outputs))
@@ -280,13 +281,12 @@ def _input_gradient(
             matrices, gradient(0, height), (((2,), (1,)), ((0,), (0,))), precision=PRECISION
         )
         return by_row.reshape(input_shape)
-    last = reach - before - 1  # the last row that is read, as seen from the first
     blocks, length = -(-width // stride), window.outputs(width) * n
     ring = jnp.zeros((reach * outputs, (blocks + reach - 1) * n), kernel.dtype)
-    count = min(last, rows)
+    count = min(after, rows)
     first = gradient(0, count).reshape(count * outputs, length)
     ring = lax.dynamic_update_slice(ring, first, ((before + 1) * outputs, before * n))
-    low = stride * last - padding
+    low = stride * after - padding
     taps = jnp.pad(kernel, ((low, stride * reach - low - size), (0, 0), (0, 0), (0, 0)))
     taps = taps.reshape(reach, stride, size, channels, outputs)[::-1].transpose(1, 2, 3, 0, 4)
     turned = jnp.stack([jnp.roll(taps, turn + 1, 3) for turn in range(reach)])
@@ -294,8 +294,8 @@ def _input_gradient(
 
     def fold(h: Array, state: tuple[Array, list[Array]]) -> tuple[Array, list[Array]]:
         ring, phases = state
-        turn, next_row = _turn(h, reach), h + last
-        row = jnp.where(next_row < rows, gradient(jnp.minimum(next_row, rows - 1), 1)[0], 0)
+        turn, last = _turn(h, reach), h + after
+        row = jnp.where(last < rows, gradient(jnp.minimum(last, rows - 1), 1)[0], 0)
         ring = _place(ring, row, turn, before * n)
         columns = lax.dot(take_rows(turned, turn, 1)[0], ring, precision=PRECISION)
         columns = columns.reshape(stride, size, channels, -1)

@@ -171,8 +171,7 @@ def occupied(
         >>> occupied(NAS_BENCH_201, mask)
         array([False,  True,  True,  True,  True, False])
     """
-    there: Bool[Array | np.ndarray, edge]
-    there = (mask & (np.array(space.ops) != "none")[None]).any(-1)
+    there: Array | np.ndarray = (mask & (np.array(space.ops) != "none")[None]).any(-1)
     return there
 
 

@@ -35,19 +35,6 @@ def map_rows(row: Callable[[Array], Float[Array, "c l"]], count: int) -> Float[A
     return _write_rows(row, jnp.zeros((count, *result.shape), result.dtype), count, 0, 0)
 
 
-def bordered(
-    row: Callable[[Array], Float[Array, "c l"]],
-    shape: tuple[int, ...],
-    low: int,
-    high: int,
-    dtype: jnp.dtype,
-) -> Rows:
-    """The rows `row(h)` of images of `shape` [h, c, w, n], between borders of zero pixels."""
-    height, channels, width, n = shape
-    buffer = jnp.zeros((low + height + high, channels, (low + width + high) * n), dtype)
-    return _write_rows(row, buffer, height, low, low * n)
-
-
 def _write_rows(
     row: Callable[[Array], Array], buffer: Array, count: int, first: int, left: int
 ) -> Array:
@@ -58,11 +45,11 @@ def _write_rows(
     return written
 
 
-def dilate(x: Array, stride: int, height: int, width: int, low: int = 0) -> Array:
-    """Zeros between the pixels, `low` zeros before them, up to `height` x `width` after them."""
+def dilate(x: Array, stride: int, height: int, width: int) -> Array:
+    """Zeros between the pixels, and after them up to `height` x `width`."""
     high_h = height - (x.shape[0] - 1) * stride - 1
     high_w = width - (x.shape[2] - 1) * stride - 1
-    pads = ((low, high_h, stride - 1), (0, 0, 0), (low, high_w, stride - 1), (0, 0, 0))
+    pads = ((0, high_h, stride - 1), (0, 0, 0), (0, high_w, stride - 1), (0, 0, 0))
     return lax.pad(x, jnp.zeros((), x.dtype), pads)
 
 
@@ -203,8 +190,10 @@ class _Stencil(NamedTuple):
 
 
 def _padded(x: Float[Array, "h c w n"], border: int) -> Rows:
-    rows = x.reshape(*x.shape[:2], -1)
-    return bordered(lambda h: take_rows(rows, h, 1)[0], x.shape, border, border, x.dtype)
+    height, channels, width, n = x.shape
+    rows = x.reshape(height, channels, -1)
+    buffer = jnp.zeros((height + 2 * border, channels, (width + 2 * border) * n), x.dtype)
+    return _write_rows(lambda h: take_rows(rows, h, 1)[0], buffer, height, border, border * n)
 
 
 def _convolve(
