@@ -94,7 +94,7 @@ def build_engine(problem: Problem, engine: str) -> Work:
         common.require("neural-tangents")
     import jax
 
-    from tenas_jax.batch_minor import BATCH_MINOR
+    from tenas_jax.batch_minor import BATCH_MINOR, chunk_size
     from tenas_jax.ntk import empirical_ntk
     from tenas_jax.scoring import compiler_options
     from tenas_jax.supernet import NTK_NETWORKS
@@ -106,7 +106,8 @@ def build_engine(problem: Problem, engine: str) -> Work:
         def logits(params: Any, images: Any) -> Any:
             return network.apply({"params": params}, images, mask)
 
-        return empirical_ntk(logits, params, images, engine=engine)
+        chunk = chunk_size(problem.batch)
+        return empirical_ntk(logits, params, images, engine=engine, chunk_size=chunk)
 
     arguments = jax_arguments(problem)
     options = compiler_options(jax.default_backend())

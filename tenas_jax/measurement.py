@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
 
 from tenas_jax import proxies
-from tenas_jax.batch_minor import BATCH_MINOR
+from tenas_jax.batch_minor import BATCH_MINOR, chunk_size
 from tenas_jax.config import SearchConfig
 from tenas_jax.costs import architecture_costs
 from tenas_jax.data import ImageSet
@@ -144,7 +144,8 @@ def _kernel_metrics(row: _Row) -> tuple[Array, Array, Array]:
     ntk, params, x = row.config.ntk, row.params, row.x
 
     def connected() -> Array:
-        return empirical_ntk(row.logits, params, x, engine=ntk.engine, chunk_size=ntk.chunk_size)
+        chunk = ntk.chunk_size or chunk_size(len(x), single_path=row.single_path)
+        return empirical_ntk(row.logits, params, x, engine=ntk.engine, chunk_size=chunk)
 
     # Where no image reaches the output, batch normalization makes it zero, whatever the weights.
     edges = [edge for cell in row.mask for edge in connecting(row.space, cell)]

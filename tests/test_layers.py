@@ -121,7 +121,8 @@ def test_the_fast_layout_and_the_plain_one_agree(case, channels, size, dtype, se
 
 
 def value_and_gradients(operation, layout, values):
-    """The result as NHWC images, and the gradients of a weighted sum of its pixels."""
+    """The result as NHWC images, and the gradients of weighted sums of its pixels, of one of them
+    and of two at once."""
 
     def forward(values):
         y = operation(values | {"x": layout.from_nhwc(values["images"])})
@@ -130,7 +131,8 @@ def value_and_gradients(operation, layout, values):
     @quick_jit
     def compute(values):
         y, vjp = jax.vjp(forward, values)
-        return y, vjp(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))[0]
+        weights = jnp.cos(jnp.arange(3 * y.size, dtype=y.dtype)).reshape(3, *y.shape)
+        return y, vjp(weights[0])[0], jax.vmap(vjp)(weights[1:])[0]
 
     return compute(values)
 
@@ -150,10 +152,30 @@ def test_an_inactive_convolution_is_exactly_zero(layout):
     operation = partial(
         conv_batch_norm, layout, stride=1, size=3, groups=1, active=jnp.asarray(False)
     )
-    y, gradients = value_and_gradients(operation, layout, values)
+    y, *gradients = value_and_gradients(operation, layout, values)
     assert not y.any()
-    assert not gradients["images"].any()
-    assert not gradients["kernel"].any()
+    for each in gradients:
+        assert not each["images"].any()
+        assert not each["kernel"].any()
+
+
+@pytest.mark.parametrize("case", ["conv_3x3-stride2", "conv_batch_norm-stride1"])
+def test_several_networks_at_once(case):
+    operation, shapes = CASES[case]
+    rng = np.random.default_rng(0)
+    values = {"images": (2, N, SIZE, SIZE, 2)} | {k: (2, *s) for k, s in shapes(2).items()}
+    values = {name: jnp.asarray(rng.normal(size=s), "float32") for name, s in values.items()}
+
+    def loss(values):
+        x = BATCH_MINOR.from_nhwc(values["images"])
+        return jnp.square(operation(BATCH_MINOR, values | {"x": x})).sum()
+
+    gradients = quick_jit(jax.vmap(jax.grad(loss)))(values)
+    gradient = quick_jit(jax.grad(loss))
+    for i in range(2):
+        expected = gradient({name: value[i] for name, value in values.items()})
+        actual = {name: value[i] for name, value in gradients.items()}
+        jax.tree.map(partial(assert_close, tolerance=1e-4), actual, expected)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -161,7 +183,7 @@ def test_an_inactive_convolution_is_exactly_zero(layout):
 def test_the_first_of_equal_maxima_receives_the_gradient(layout, stride):
     images = np.random.default_rng(0).integers(0, 3, (N, SIZE, SIZE, 2)).astype(np.float32)
     operation = lambda a: layout.max_pool(a["x"], stride=stride)  # noqa: E731
-    y, gradients = value_and_gradients(operation, layout, {"images": jnp.asarray(images)})
+    y, gradients, _ = value_and_gradients(operation, layout, {"images": jnp.asarray(images)})
     cotangent = np.cos(np.arange(y.size, dtype=np.float32)).reshape(y.shape)
     expected = np.zeros_like(images)
     for n, h, w, c in np.ndindex(y.shape):

@@ -8,7 +8,7 @@ from compilation import quick_jit
 from golden_params import darts_params, nas_bench_201_params
 
 from tenas_jax import architectures
-from tenas_jax.batch_minor import BATCH_MINOR
+from tenas_jax.batch_minor import BATCH_MINOR, chunk_size
 from tenas_jax.initializers import initialize
 from tenas_jax.layers import NHWC
 from tenas_jax.ntk import empirical_ntk
@@ -60,7 +60,7 @@ def read_images(folder, name, dtype):
 
 @pytest.fixture(scope="module", params=[(s, d) for s in SPACES for d in TOLERANCES], ids="-".join)
 def ntk_case(request):
-    """A space, a type, and the compiled logits and kernel, from gradients one image at a time."""
+    """A space, a type, and the compiled logits and kernel, from gradients of some images a time."""
     space, dtype = request.param
     network = NTK_NETWORKS[space](10, LAYOUTS[dtype], "pytorch")
 
@@ -74,7 +74,7 @@ def ntk_case(request):
             leaves = jax.tree_util.tree_leaves_with_path(gradient)
             return jnp.concatenate([g.ravel() for path, g in leaves if path[-1].key != "bias"])
 
-        rows = jax.lax.map(row, jnp.arange(len(logits)))
+        rows = jax.lax.map(row, jnp.arange(len(logits)), batch_size=chunk_size(len(logits)))
         return logits, jnp.matmul(rows, rows.T, precision="highest")
 
     with jax.enable_x64(dtype == "float64"):
