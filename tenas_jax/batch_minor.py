@@ -369,32 +369,34 @@ def _input_gradient(
     return reduce(add, [_spread(x, stride, phase, width) for phase, x in enumerate(phases)])
 
 
-def _pull_back(
-    backward: Callable[[PyTree, Array], PyTree], residuals: PyTree, cotangent: Array
-) -> PyTree:
-    """Gradients for one cotangent by a function of several, [r, ...], to which `vmap` gives all.
+def _of_one(backward: Callable[[Window, PyTree, Array], PyTree]) -> Callable[..., PyTree]:
+    """The backward pass of one cotangent by that of several, [r, ...], to which `vmap` gives all.
 
     It does so on a CPU; accelerators, which would wait for one cotangent after the other, and
-    several networks at once have the function batched as any other.
+    several networks at once have the backward pass batched as any other.
     """
 
-    def one(residuals: PyTree, cotangent: Array) -> PyTree:
-        return jax.tree.map(lambda each: each[0], backward(residuals, cotangent[None]))
+    def of_one(window: Window, residuals: PyTree, cotangent: Array) -> PyTree:
+        def one(residuals: PyTree, cotangent: Array) -> PyTree:
+            gradients = backward(window, residuals, cotangent[None])
+            return jax.tree.map(lambda each: each[0], gradients)
 
-    one_or_all = custom_batching.custom_vmap(one)
+        one_or_all = custom_batching.custom_vmap(one)
 
-    @one_or_all.def_vmap
-    def all_at_once(
-        _: int, batched: list[PyTree], residuals: PyTree, cotangents: Array
-    ) -> tuple[PyTree, PyTree]:
-        if jax.default_backend() != "cpu" or any(jax.tree.leaves(batched[0])):
-            axes = jax.tree.map(lambda axis: 0 if axis else None, batched)
-            gradients = jax.vmap(one, in_axes=axes)(residuals, cotangents)
-        else:
-            gradients = backward(residuals, cotangents)
-        return gradients, jax.tree.map(lambda _: True, gradients)
+        @one_or_all.def_vmap
+        def all_at_once(
+            _: int, batched: list[PyTree], residuals: PyTree, cotangents: Array
+        ) -> tuple[PyTree, PyTree]:
+            if jax.default_backend() != "cpu" or any(jax.tree.leaves(batched[0])):
+                axes = jax.tree.map(lambda axis: 0 if axis else None, batched)
+                gradients = jax.vmap(one, in_axes=axes)(residuals, cotangents)
+            else:
+                gradients = backward(window, residuals, cotangents)
+            return gradients, jax.tree.map(lambda _: True, gradients)
 
-    return one_or_all(residuals, cotangent)
+        return one_or_all(residuals, cotangent)
+
+    return of_one
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -412,16 +414,8 @@ def _conv_forward(
     return y.reshape(shape), (padded, kernel, jnp.zeros((0, *x.shape), x.dtype))
 
 
+@_of_one
 def _conv_backward(
-    window: Window, residuals: tuple[Array, Array, Array], cotangent: Array
-) -> tuple[Array, Array]:
-    gradients: tuple[Array, Array] = _pull_back(
-        partial(_conv_gradients, window), residuals, cotangent
-    )
-    return gradients
-
-
-def _conv_gradients(
     window: Window, residuals: tuple[Array, Array, Array], cotangents: Float[Array, "r h c w n"]
 ) -> tuple[Array, Array]:
     padded, kernel, shape = residuals
@@ -479,16 +473,10 @@ def _conv_batch_norm_forward(
     return result.reshape(shape), (saved, kernel, scale, active, jnp.zeros((0, *x.shape), x.dtype))
 
 
+@_of_one
 def _conv_batch_norm_backward(
-    window: Window, residuals: _Residuals, cotangent: Array
-) -> tuple[Array, Array, Array, Array, None]:
-    gradients = _pull_back(partial(_conv_batch_norm_gradients, window), residuals, cotangent)
-    return (*gradients, None)
-
-
-def _conv_batch_norm_gradients(
     window: Window, residuals: _Residuals, cotangents: Float[Array, "r h c w n"]
-) -> tuple[Array, Array, Array, Array]:
+) -> tuple[Array, Array, Array, Array, None]:
     saved, kernel, scale, active, shape = residuals
     rows = cotangents.reshape(*cotangents.shape[:3], -1)
     several, height, _, length = rows.shape
@@ -525,8 +513,7 @@ def _conv_batch_norm_gradients(
 
     shapes = (input_shape, *((several, *each.shape) for each in (kernel, scale, scale)))
     zeros = tuple(jnp.zeros(each, rows.dtype) for each in shapes)
-    gradients: tuple[Array, Array, Array, Array] = lax.cond(active, compute, lambda: zeros)
-    return gradients
+    return (*lax.cond(active, compute, lambda: zeros), None)
 
 
 _conv_batch_norm.defvjp(_conv_batch_norm_forward, _conv_batch_norm_backward)
