@@ -25,9 +25,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from tenas_jax.spaces import DARTS, NAS_BENCH_201
+
 Work = Callable[[], Float[np.ndarray, "..."]]
 """Does the work once, to its end, and returns its result."""
 
+SPACES = {space.name: space for space in (NAS_BENCH_201, DARTS)}  # those of the original
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "neural-tangents", "numpy", "torch", "tenas_jax")
 TOLERANCE = 1e-4
 MIB = 2.0**20

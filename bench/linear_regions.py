@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from bench import common
-from bench.common import Contestant, Work
-from tenas_jax.spaces import SPACES, get_space
+from bench.common import SPACES, Contestant, Work
+from tenas_jax.architectures.space import ProxySize
 
 BATCHES, PATCHES = 3, 1000
 # The original sums reciprocals in half and single precision: 711.9999.
@@ -67,12 +67,11 @@ def region_patterns(space: str) -> Callable[[], Any]:
     import jax
     import jax.numpy as jnp
 
-    from tenas_jax.batch_minor import BATCH_MINOR
-    from tenas_jax.ops import PATTERNS
-    from tenas_jax.supernet import REGION_NETWORKS
+    from tenas_jax.networks.batch_minor import BATCH_MINOR
+    from tenas_jax.networks.ops import PATTERNS
 
-    network = REGION_NETWORKS[space](BATCH_MINOR, "pytorch")
-    mask, batches = jax.device_put((get_space(space).initial_mask(), patches()))
+    network = SPACES[space].region_network(ProxySize(), BATCH_MINOR)
+    mask, batches = jax.device_put((SPACES[space].initial_mask(), patches()))
     params = common.draw_weights(network, batches[0, :2], mask)
 
     @jax.jit
@@ -91,7 +90,7 @@ def build_count(problem: Problem) -> Work:
     """This library's `count_linear_regions`."""
     import jax
 
-    from tenas_jax.linear_regions import count_linear_regions
+    from tenas_jax.metrics.regions import count_linear_regions
 
     count = jax.jit(count_linear_regions)
     patterns = jax.device_put(np.load(problem.patterns))
@@ -142,7 +141,7 @@ def build_evaluation(problem: Problem) -> Work:
     """This library: forward passes and count."""
     import jax
 
-    from tenas_jax.linear_regions import count_linear_regions
+    from tenas_jax.metrics.regions import count_linear_regions
 
     count, patterns = jax.jit(count_linear_regions), region_patterns(problem.space)
     return lambda: np.asarray(count(patterns()))
@@ -156,7 +155,7 @@ def build_evaluation_torch(problem: Problem) -> Work:
     from bench import pytorch_reference as reference
 
     device = common.torch_device()
-    network = reference.REGION_NETWORKS[problem.space](get_space(problem.space).initial_mask())
+    network = reference.REGION_NETWORKS[problem.space](SPACES[problem.space].initial_mask())
     network = network.to(device)
     batches = list(torch.from_numpy(patches()).permute(0, 1, 4, 2, 3).to(device))
 
@@ -174,7 +173,7 @@ def build_evaluation_original(problem: Problem) -> Work:
     from bench import original as tenas
 
     assert problem.original is not None
-    space, device = get_space(problem.space), common.torch_device()
+    space, device = SPACES[problem.space], common.torch_device()
     original = tenas.Original(problem.original, device)
     network = original.network(original.config(space, tenas.REGION_NETWORKS), space.initial_mask())
     batch = torch.from_numpy(patches()[0]).permute(0, 3, 1, 2).contiguous()

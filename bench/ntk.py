@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench import common
-from bench.common import Contestant, Outcome, SkipError, Work
-from tenas_jax.spaces import SPACES, get_space
+from bench.common import SPACES, Contestant, Outcome, SkipError, Work
+from tenas_jax.architectures.space import ProxySize
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,11 +69,10 @@ def write_weights(space: str, path: Path) -> None:
     """
     from flax.traverse_util import flatten_dict
 
-    from tenas_jax.layers import NHWC
-    from tenas_jax.supernet import NTK_NETWORKS
+    from tenas_jax.networks.layouts import NHWC
 
-    network = NTK_NETWORKS[space](NUM_CLASSES, NHWC, "pytorch")
-    images, mask = np.zeros((2, 32, 32, 3), np.float32), get_space(space).initial_mask()
+    network = SPACES[space].supernet(ProxySize(NUM_CLASSES), NHWC)
+    images, mask = np.zeros((2, 32, 32, 3), np.float32), SPACES[space].initial_mask()
     params = common.draw_weights(network, images, mask)
     np.savez(path, **flatten_dict(params, sep="/"))
 
@@ -84,7 +83,7 @@ def jax_arguments(problem: Problem) -> tuple[Any, Any, Any]:
     from flax.traverse_util import unflatten_dict
 
     params = unflatten_dict(problem.params(), sep="/")
-    mask = get_space(problem.space).initial_mask()
+    mask = SPACES[problem.space].initial_mask()
     return jax.device_put((params, problem.images(), mask))  # type: ignore[no-any-return]
 
 
@@ -94,12 +93,11 @@ def build_engine(problem: Problem, engine: str) -> Work:
         common.require("neural-tangents")
     import jax
 
-    from tenas_jax.batch_minor import BATCH_MINOR, chunk_size
-    from tenas_jax.ntk import empirical_ntk
-    from tenas_jax.scoring import compiler_options
-    from tenas_jax.supernet import NTK_NETWORKS
+    from tenas_jax.host.devices import compiler_options
+    from tenas_jax.metrics.ntk import empirical_ntk
+    from tenas_jax.networks.batch_minor import BATCH_MINOR, chunk_size
 
-    network = NTK_NETWORKS[problem.space](NUM_CLASSES, BATCH_MINOR, "pytorch")
+    network = SPACES[problem.space].supernet(ProxySize(NUM_CLASSES), BATCH_MINOR)
 
     @jax.jit
     def kernel(params: Any, images: Any, mask: Any) -> Any:
@@ -121,8 +119,7 @@ def build_jacrev(problem: Problem, plain: bool) -> Work:
     import jax.numpy as jnp
     from flax.traverse_util import flatten_dict, unflatten_dict
 
-    from tenas_jax.layers import NHWC
-    from tenas_jax.supernet import NTK_NETWORKS
+    from tenas_jax.networks.layouts import NHWC
 
     params, images, mask = jax_arguments(problem)
     if plain:
@@ -133,7 +130,7 @@ def build_jacrev(problem: Problem, plain: bool) -> Work:
         network: Any = plain_flax.Supernet(NUM_CLASSES)
         params = plain_flax.from_supernet(params)
     else:
-        network = NTK_NETWORKS[problem.space](NUM_CLASSES, NHWC, "pytorch")
+        network = SPACES[problem.space].supernet(ProxySize(NUM_CLASSES), NHWC)
     flat = flatten_dict(params)
     biases = {path: value for path, value in flat.items() if path[-1] == "bias"}
     weights = {path: value for path, value in flat.items() if path[-1] != "bias"}
@@ -161,7 +158,7 @@ def torch_arguments(problem: Problem) -> "tuple[Network, Tensor]":
 
     from bench import pytorch_reference as reference
 
-    space, device = get_space(problem.space), common.torch_device()
+    space, device = SPACES[problem.space], common.torch_device()
     network = reference.NTK_NETWORKS[problem.space](space.initial_mask())
     network.load_state_dict(reference.state_dict(space, problem.params()))
     images = torch.from_numpy(problem.images()).permute(0, 3, 1, 2).contiguous()
@@ -206,7 +203,7 @@ def build_original(problem: Problem) -> Work:
     from bench import pytorch_reference as reference
 
     assert problem.original is not None
-    space, device = get_space(problem.space), common.torch_device()
+    space, device = SPACES[problem.space], common.torch_device()
     original = tenas.Original(problem.original, device)
     config = original.config(space, tenas.NTK_NETWORKS)
     network = original.network(config, space.initial_mask())

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from tenas_jax.spaces import SearchSpace
+from tenas_jax.architectures.cell_space import CellSpace
 
 PRUNED = -1000.0
 STAND_INS = ("torchvision", "torchvision.transforms", "torchvision.datasets", "easydict", "tqdm")
@@ -91,7 +91,7 @@ class Original:
         self.kernels.append(kernel)
         return torch.linalg.eigvalsh(kernel), None
 
-    def config(self, space: SearchSpace, networks: Mapping[str, dict[str, Any]]) -> Any:
+    def config(self, space: CellSpace, networks: Mapping[str, dict[str, Any]]) -> Any:
         """The original's description of a network.
 
         Args:

@@ -1,6 +1,6 @@
 """The NAS-Bench-201 supernet as one would write it first: a Flax module for each edge and operator.
 
-Written for comparison with `tenas_jax.supernet`, whose weights it takes; NHWC, `nn.Conv`,
+Written for comparison with `tenas_jax.networks.supernet`, whose weights it takes; NHWC, `nn.Conv`,
 `nn.BatchNorm` with the statistics of the batch.
 """
 
@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from tenas_jax.layers import EPSILON
+from tenas_jax.networks.layouts import EPSILON
+from tenas_jax.networks.supernet import edge_weights
 from tenas_jax.spaces import NAS_BENCH_201
-from tenas_jax.supernet import edge_weights
 
 CHANNELS, STAGES = 3, 3
 PADDED = ((1, 1), (1, 1))
@@ -106,7 +106,7 @@ def from_supernet(params: Mapping[str, Any]) -> dict[str, Any]:
     """The weights of our supernet in the places of this one.
 
     Args:
-        params: of `tenas_jax.supernet.NTK_NETWORKS["nas-bench-201"]`.
+        params: of the supernet of `NAS_BENCH_201`.
 
     Returns:
         Parameters of `Supernet`.

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from tenas_jax.spaces import DARTS, NAS_BENCH_201, SearchSpace
+from tenas_jax.architectures.cell_space import CellSpace
+from tenas_jax.spaces import DARTS, NAS_BENCH_201
 
 Mask = Bool[np.ndarray, "cell edge op"]
 
@@ -112,7 +113,7 @@ def operator(name: str, features: int, stride: int) -> nn.Module:
 class Edge(nn.ModuleList):
     """The operators of an edge, averaged over those kept; with none kept, zero."""
 
-    def __init__(self, space: SearchSpace, features: int, stride: int) -> None:
+    def __init__(self, space: CellSpace, features: int, stride: int) -> None:
         super().__init__(operator(name, features, stride) for name in space.ops)
 
     def forward(self, x: Tensor, kept: Sequence[bool]) -> Tensor | float:
@@ -139,7 +140,7 @@ class NASBench201Cell(nn.Module):
 
 
 def nodes_of(
-    space: SearchSpace,
+    space: CellSpace,
     edges: nn.ModuleDict,
     inputs: Sequence[Tensor],
     mask: Bool[np.ndarray, "edge op"],
@@ -387,7 +388,7 @@ def count_regions(patterns: Float[Tensor, "n neurons"]) -> float:
 
 
 def state_dict(
-    space: SearchSpace, params: Mapping[str, Float[np.ndarray, "..."]]
+    space: CellSpace, params: Mapping[str, Float[np.ndarray, "..."]]
 ) -> dict[str, Tensor]:
     """Our parameters under PyTorch's names and in its layouts.
 
@@ -403,7 +404,7 @@ def state_dict(
 
 
 def _parameter(
-    space: SearchSpace, params: Mapping[str, Float[np.ndarray, "..."]], name: str
+    space: CellSpace, params: Mapping[str, Float[np.ndarray, "..."]], name: str
 ) -> Float[np.ndarray, "..."]:
     if name.startswith("classifier"):
         leaf = "kernel" if name.endswith("weight") else "bias"
@@ -431,7 +432,7 @@ _SEPARABLE = {
 }
 
 
-def location(space: SearchSpace, name: str) -> tuple[str, int]:
+def location(space: CellSpace, name: str) -> tuple[str, int]:
     """Where our tree has the parameter of a PyTorch network.
 
     Args:

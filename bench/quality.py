@@ -21,14 +21,14 @@ import numpy as np
 
 from bench import common
 from tenas_jax import cli
-from tenas_jax.config import NTKConfig, SearchConfig
+from tenas_jax.analysis.nasbench import AccuracyTable, load_table
 from tenas_jax.configs import get_preset
-from tenas_jax.data import ImageSet, load_images
-from tenas_jax.nasbench import AccuracyTable, load_table
-from tenas_jax.runtime import Machine, configure_jax
-from tenas_jax.scoring import SupernetScorer, make_scorer
-from tenas_jax.search import Scorer, run_search
-from tenas_jax.spaces import NAS_BENCH_201
+from tenas_jax.data.images import ImageSet, load_images
+from tenas_jax.host.devices import Machine, configure_jax
+from tenas_jax.searching.config import NTKConfig, SearchConfig
+from tenas_jax.searching.loop import Scorer, run_search
+from tenas_jax.searching.problem import look_up
+from tenas_jax.searching.scorer import SupernetScorer, make_scorer
 
 CODE, PAPER = "nas-bench-201", "nas-bench-201-paper"
 SMALL = "nas-bench-201, 32 images"
@@ -134,15 +134,13 @@ def searches(
             base = base_config(measured, options.data)
             if measured not in scorers:
                 path = options.workdir / f"{common.file_name(measured)}.jsonl"
-                scorers[measured] = Remembering(
-                    make_scorer(base, NAS_BENCH_201, images, devices), path
-                )
+                scorers[measured] = Remembering(make_scorer(look_up(base), images, devices), path)
             found, rows = [], []
             for seed in range(options.seeds if measured != SMALL else options.repeats_seeds):
                 config = dataclasses.replace(base, seed=seed, **fields)
                 workdir = options.workdir / f"{common.file_name(name)}-{seed}"
                 result = run_search(
-                    config,
+                    look_up(config),
                     scorers[measured],
                     workdir,
                     preset=measured,

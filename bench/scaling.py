@@ -66,21 +66,22 @@ def build(case: Case, cache: Path) -> Work:
         case: what is measured.
         cache: folder of compiled programs, which cases share.
     """
-    from tenas_jax.runtime import Machine, configure_jax
+    from tenas_jax.host.devices import Machine, configure_jax
 
     devices = configure_jax(Machine(case.devices, str(cache)))
     import jax
 
-    from tenas_jax.config import NTKConfig, SearchConfig
-    from tenas_jax.data import ImageSet
-    from tenas_jax.scoring import make_scorer
-    from tenas_jax.search import measure
-    from tenas_jax.strategies import Row
+    from tenas_jax.data.images import ImageSet
+    from tenas_jax.searching.config import NTKConfig, SearchConfig
+    from tenas_jax.searching.loop import measure
+    from tenas_jax.searching.problem import look_up
+    from tenas_jax.searching.rows import Row
+    from tenas_jax.searching.scorer import make_scorer
 
     pixels = np.random.default_rng(0).integers(0, 256, (1024, 32, 32, 3), np.uint8)
     images = ImageSet(pixels, mean=(0.5, 0.5, 0.5), std=(0.3, 0.3, 0.3), name="noise")
     config = SearchConfig(images=len(pixels), ntk=NTKConfig(batch_size=case.images))
-    scorer = make_scorer(config, NAS_BENCH_201, images, devices)
+    scorer = make_scorer(look_up(config), images, devices)
     scorer.compile()
     rows = [Row(0, i, NAS_BENCH_201.initial_mask(), {}) for i in range(case.rows)]
     key = jax.random.key(0)

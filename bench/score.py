@@ -17,7 +17,7 @@ from bench import common
 from bench.common import Contestant, Work
 from bench.linear_regions import BATCHES, patches
 from bench.search import ntk_images
-from tenas_jax import architectures
+from tenas_jax.architectures import enumeration
 from tenas_jax.spaces import NAS_BENCH_201
 
 IMAGES = 1024
@@ -25,28 +25,30 @@ IMAGES = 1024
 
 def masks(count: int) -> np.ndarray:
     """Random architectures, the same for everyone."""
-    return architectures.sample(NAS_BENCH_201, count, np.random.default_rng(0))
+    return enumeration.sample(NAS_BENCH_201, count, np.random.default_rng(0))
 
 
 def build_ours(count: int, batch: int) -> Work:
     """The scorer of `tenas score`, with a device for each core."""
-    from tenas_jax.runtime import Machine, configure_jax
+    from tenas_jax.host.devices import Machine, configure_jax
 
     devices = configure_jax(Machine())
     import jax
 
-    from tenas_jax.config import NTKConfig, SearchConfig
-    from tenas_jax.data import ImageSet
-    from tenas_jax.scoring import make_scorer
-    from tenas_jax.search import measure
-    from tenas_jax.strategies import score
+    from tenas_jax.data.images import ImageSet
+    from tenas_jax.searching.baselines import score
+    from tenas_jax.searching.config import NTKConfig, SearchConfig
+    from tenas_jax.searching.loop import measure
+    from tenas_jax.searching.problem import look_up
+    from tenas_jax.searching.scorer import make_scorer
 
     pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 32, 32, 3), np.uint8)
     images = ImageSet(pixels, mean=(0.5, 0.5, 0.5), std=(0.3, 0.3, 0.3), name="noise")
     config = SearchConfig(images=len(pixels), repeats=1, ntk=NTKConfig(batch_size=batch))
-    scorer = make_scorer(config, NAS_BENCH_201, images, devices, single_path=True)
+    problem = look_up(config)
+    scorer = make_scorer(problem, images, devices, single_path=True)
     scorer.compile()
-    rows = next(score(config, NAS_BENCH_201, masks(count))).rows
+    rows = next(score(problem, masks(count))).rows
     key = jax.random.key(0)
     return lambda: np.concatenate([values for _, values in measure(scorer, rows, key)])
 

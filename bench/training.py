@@ -18,19 +18,19 @@ import numpy as np
 
 from bench import common
 from tenas_jax import cli
-from tenas_jax.genotype import to_string
-from tenas_jax.nasbench import AccuracyTable, load_table
-from tenas_jax.network import load_genotype
-from tenas_jax.training_folder import epoch_records
+from tenas_jax.analysis.nasbench import AccuracyTable, load_table
+from tenas_jax.spaces.registry import load_genotype
+from tenas_jax.training.folder import epoch_records
 
 CHANCE = 10.0  # %, the accuracy of a network that learns nothing
 
 
 def contestants(found: str, table: AccuracyTable) -> dict[str, str]:
     """The architectures that are trained."""
+    space, mask = load_genotype(found)
     learns = np.flatnonzero(table.accuracies > CHANCE + 1)
     return {
-        "found": to_string(*load_genotype(found)),
+        "found": space.to_string(mask),
         "worst that learns": table.genotypes[learns[table.accuracies[learns].argmin()]],
         "worst": table.genotypes[table.accuracies.argmin()],
     }

@@ -3,7 +3,6 @@
 import inspect
 from types import ModuleType
 
-from tenas_jax.config import SearchConfig
 from tenas_jax.configs import (
     darts_cifar10,
     darts_cifar10_paper,
@@ -12,7 +11,8 @@ from tenas_jax.configs import (
     nas_bench_201,
     nas_bench_201_paper,
 )
-from tenas_jax.errors import InputError
+from tenas_jax.resolve import resolve
+from tenas_jax.searching.config import SearchConfig
 
 DEFAULT_PRESET = "nas-bench-201"
 PRESETS: dict[str, ModuleType] = {
@@ -29,10 +29,10 @@ def get_preset(name: str) -> SearchConfig:
     """The configuration of that name.
 
     Args:
-        name: a key of `PRESETS`.
+        name: a key of `PRESETS`, or `module:object`.
 
     Returns:
-        The `CONFIG` of its module.
+        The `CONFIG` of its module, or the object.
 
     Raises:
         InputError: the name is unknown.
@@ -43,13 +43,12 @@ def get_preset(name: str) -> SearchConfig:
         >>> get_preset("resnet")
         Traceback (most recent call last):
         ...
-        tenas_jax.errors.InputError: unknown preset 'resnet': choose one of nas-bench-201, \
-nas-bench-201-paper, darts-cifar10, darts-cifar10-paper, darts-imagenet, darts-imagenet-paper
+        tenas_jax.errors.InputError: unknown preset 'resnet': choose from nas-bench-201, \
+nas-bench-201-paper, darts-cifar10, darts-cifar10-paper, darts-imagenet, darts-imagenet-paper, or \
+write module:object
     """
-    if name not in PRESETS:
-        raise InputError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
-    config: SearchConfig = PRESETS[name].CONFIG
-    return config
+    known: dict[str, SearchConfig] = {each: PRESETS[each].CONFIG for each in PRESETS}
+    return resolve(name, known, SearchConfig, "preset")
 
 
 def summary(name: str) -> str:

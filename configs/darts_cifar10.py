@@ -11,7 +11,7 @@ projected to take 4.7 hours on one.
 Unlike the original, the unpruned network is measured again after each group, for the kernel too.
 """
 
-from tenas_jax.config import NTKConfig, RegionsConfig, SearchConfig
+from tenas_jax.searching.config import NTKConfig, RegionsConfig, SearchConfig
 
 CONFIG = SearchConfig(
     space="darts",

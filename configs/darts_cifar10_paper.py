@@ -12,7 +12,7 @@ rounded. As in the code and unlike the paper, `none` is pruned from the start an
 relative. The unpruned network is measured again after each group.
 """
 
-from tenas_jax.config import NTKConfig, RegionsConfig, SearchConfig
+from tenas_jax.searching.config import NTKConfig, RegionsConfig, SearchConfig
 
 CONFIG = SearchConfig(
     space="darts",

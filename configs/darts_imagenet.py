@@ -15,7 +15,7 @@ Images are resized to 32 x 32. Unlike the original, the unpruned network is meas
 each group, for the kernel too.
 """
 
-from tenas_jax.config import NTKConfig, RegionsConfig, SearchConfig
+from tenas_jax.searching.config import NTKConfig, RegionsConfig, SearchConfig
 
 CONFIG = SearchConfig(
     space="darts",

@@ -15,7 +15,7 @@ differences that are not rounded. As in the code and unlike the paper, `none` is
 start and differences are relative. The unpruned network is measured again after each group.
 """
 
-from tenas_jax.config import NTKConfig, RegionsConfig, SearchConfig
+from tenas_jax.searching.config import NTKConfig, RegionsConfig, SearchConfig
 
 CONFIG = SearchConfig(
     space="darts",

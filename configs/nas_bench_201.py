@@ -13,7 +13,7 @@ kernel weights over all repeats of a round and draws region weights for each can
 weights are its own and shared by all candidates of the round.
 """
 
-from tenas_jax.config import NTKConfig, RegionsConfig, SearchConfig
+from tenas_jax.searching.config import NTKConfig, RegionsConfig, SearchConfig
 
 CONFIG = SearchConfig(
     space="nas-bench-201",

@@ -12,7 +12,7 @@ rounded. As in the code and unlike the paper, `none` is pruned from the start an
 relative.
 """
 
-from tenas_jax.config import NTKConfig, RegionsConfig, SearchConfig
+from tenas_jax.searching.config import NTKConfig, RegionsConfig, SearchConfig
 
 CONFIG = SearchConfig(
     space="nas-bench-201",

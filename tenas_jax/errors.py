@@ -1,8 +1,8 @@
-"""The one exception that means: the input is wrong, and this line says what would be right."""
+"""The only exception for unusable input."""
 
 
 class InputError(ValueError):
-    """Input that cannot be used; the message is a single line naming the fault and the remedy.
+    """Input that cannot be used. The message is one line: what is wrong and how to fix it.
 
     Example:
         >>> raise InputError("batch size 1 is too small: use 2 or more")
@@ -12,8 +12,8 @@ class InputError(ValueError):
     """
 
 
-def first_line(error: Exception) -> str:
-    r"""What an error of another library says, as one line.
+def first_line(error: BaseException) -> str:
+    r"""The first line of another library's error message.
 
     Example:
         >>> first_line(ValueError("no such file\nTraceback")), first_line(KeyError())

@@ -4,7 +4,7 @@ from functools import partial
 
 import jax
 
-from tenas_jax.scoring import compiler_options
+from tenas_jax.host.devices import compiler_options
 
 QUICK = {**compiler_options(jax.default_backend()), "xla_backend_optimization_level": 0}
 

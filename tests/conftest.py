@@ -10,6 +10,7 @@ import pytest
 
 # `bench` is not installed. Last, so that the package under test is the installed one.
 sys.path.append(str(Path(__file__).parents[1]))
+sys.path.append(str(Path(__file__).parents[1] / "docs"))  # my_nas.py
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 4)
 # A busy machine is no reason to fail.

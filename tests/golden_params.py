@@ -6,7 +6,8 @@ from functools import partial
 import numpy as np
 from flax import traverse_util
 
-from tenas_jax.spaces import DARTS, NAS_BENCH_201, SearchSpace
+from tenas_jax.architectures.space import SearchSpace
+from tenas_jax.spaces import DARTS, NAS_BENCH_201
 
 Weights = Mapping[str, np.ndarray]  # by PyTorch name
 Path = tuple[str, ...]

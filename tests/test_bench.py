@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from bench import common
-from tenas_jax.spaces import SPACES, get_space
+from tenas_jax.architectures.space import ProxySize
+from tenas_jax.spaces import get_space
 
 ENVIRONMENT = {
     "platform": "cpu",
@@ -48,13 +49,13 @@ def test_the_plain_flax_network_is_ours() -> None:
     from compilation import quick_jit
 
     from bench import plain_flax
-    from tenas_jax.layers import NHWC
-    from tenas_jax.supernet import NTK_NETWORKS
+    from tenas_jax.networks.layouts import NHWC
 
     mask = thinned_mask("nas-bench-201")
     generator = np.random.default_rng(0)
     images = generator.standard_normal((3, 8, 8, 3), np.float32)
-    network, plain = NTK_NETWORKS["nas-bench-201"](10, NHWC, "pytorch"), plain_flax.Supernet(10)
+    network = get_space("nas-bench-201").supernet(ProxySize(10), NHWC)
+    plain = plain_flax.Supernet(10)
     shapes = jax.eval_shape(network.init, jax.random.key(0), images, mask)["params"]
     params = jax.tree.map(
         lambda leaf: generator.uniform(-1, 1, leaf.shape).astype(np.float32), shapes
@@ -70,7 +71,7 @@ def test_the_plain_flax_network_is_ours() -> None:
     np.testing.assert_allclose(plainly, ours, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("space_name", SPACES)
+@pytest.mark.parametrize("space_name", common.SPACES)
 def test_pytorch_reference_has_our_kernel(reference: ModuleType, space_name: str) -> None:
     # Not at the top: the contestants' processes import this module.
     import jax
@@ -78,12 +79,11 @@ def test_pytorch_reference_has_our_kernel(reference: ModuleType, space_name: str
     from compilation import quick_jit
     from flax.traverse_util import flatten_dict
 
-    from tenas_jax.layers import NHWC
-    from tenas_jax.ntk import empirical_ntk
-    from tenas_jax.supernet import NTK_NETWORKS
+    from tenas_jax.metrics.ntk import empirical_ntk
+    from tenas_jax.networks.layouts import NHWC
 
     space, mask = get_space(space_name), thinned_mask(space_name)
-    network = NTK_NETWORKS[space_name](10, NHWC, "pytorch")
+    network = space.supernet(ProxySize(10), NHWC)
     generator = np.random.default_rng(0)
     images = generator.standard_normal((3, 8, 8, 3), np.float32)
     arguments = jax.device_put((images, mask))

@@ -1,0 +1,36 @@
+from .analysis.results import ScoreTable as ScoreTable
+from .analysis.results import SearchResult as SearchResult
+from .api import measure as measure
+from .api import score as score
+from .api import search as search
+from .architectures.cell_space import CellSpace as CellSpace
+from .architectures.space import SearchSpace as SearchSpace
+from .errors import InputError as InputError
+from .metrics.activations import activation_patterns as activation_patterns
+from .metrics.draw import Draw as Draw
+from .metrics.ntk import condition_number as condition_number
+from .metrics.ntk import empirical_ntk as empirical_ntk
+from .metrics.ntk import ntk_condition_number as ntk_condition_number
+from .metrics.ntk import ntk_spectrum as ntk_spectrum
+from .metrics.proxies import grad_norm as grad_norm
+from .metrics.proxies import naswot as naswot
+from .metrics.proxies import ntk_mean_eigenvalue as ntk_mean_eigenvalue
+from .metrics.proxies import ntk_trace as ntk_trace
+from .metrics.proxies import parameters as parameters
+from .metrics.proxies import snip as snip
+from .metrics.proxies import swap as swap
+from .metrics.proxies import synflow as synflow
+from .metrics.proxies import zico as zico
+from .metrics.regions import count_linear_regions as count_linear_regions
+from .metrics.regions import linear_regions as linear_regions
+from .metrics.registry import Metric as Metric
+from .networks.initializers import Initializer as Initializer
+from .networks.mixed import mixed as mixed
+from .networks.ops import Op as Op
+from .networks.ops import flax_op as flax_op
+from .searching.config import NTKConfig as NTKConfig
+from .searching.config import RegionsConfig as RegionsConfig
+from .searching.config import SearchConfig as SearchConfig
+from .spaces.choice_space import ChoiceSpace as ChoiceSpace
+
+__version__: str

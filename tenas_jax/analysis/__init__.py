@@ -1,0 +1,5 @@
+"""What results are worth: tables of accuracies, correlations, plots."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

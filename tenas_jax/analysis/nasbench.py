@@ -1,0 +1,341 @@
+"""Accuracies of NAS-Bench-201 (Dong and Yang 2020): tables to look up, made from its archives.
+
+A table is a CSV file, which may be compressed (`.gz`), with a row for each architecture and at
+least the columns `arch`, an accuracy such as `cifar10_test` (%), `params_m` and `flops_m`
+(millions).
+"""
+
+import csv
+import gzip
+import io
+import pickle
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from tenas_jax.errors import InputError
+from tenas_jax.host.files import file_errors, whole_file
+from tenas_jax.spaces import NAS_BENCH_201
+
+Values = Float[np.ndarray, " architecture"]
+
+# Column of a table -> data set and split in the archives, trained for 200 epochs.
+ACCURACIES = {
+    "cifar10_test": ("cifar10", "ori-test"),
+    "cifar100_test": ("cifar100", "x-test"),
+    "imagenet16_120_test": ("ImageNet16-120", "x-test"),
+}
+
+
+class Architectures(NamedTuple):
+    """The rows of a CSV file."""
+
+    genotypes: tuple[str, ...]
+    """One NAS-Bench-201 string per row, no two the same."""
+    lines: tuple[int, ...]
+    """Where the rows are in the file, from 1."""
+    columns: Mapping[str, Values]
+    """Numbers, which may be infinite or NaN."""
+
+
+@dataclass(frozen=True, eq=False)
+class AccuracyTable:
+    """What NAS-Bench-201 architectures achieve when they are trained, and what they cost.
+
+    Args:
+        genotypes: NAS-Bench-201 strings, no two the same; all 15,625 or some.
+        accuracies: of each, %.
+        parameters: of each, millions.
+        flops: of each, millions per image.
+
+    Example:
+        >>> shallow, deep = (f"|none~0|+|none~0|none~1|+|{op}~0|none~1|none~2|"
+        ...                  for op in ("skip_connect", "nor_conv_3x3"))
+        >>> costs = np.array([0.1, 0.3])
+        >>> table = AccuracyTable((shallow, deep), np.array([80.0, 90.5]), costs, costs)
+        >>> table.accuracy(shallow), table.rank(shallow), table.regret(shallow)
+        (80.0, 2, 10.5)
+    """
+
+    genotypes: tuple[str, ...]
+    accuracies: Values
+    parameters: Values
+    flops: Values
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {genotype: row for row, genotype in enumerate(self.genotypes)}
+
+    def __len__(self) -> int:
+        return len(self.genotypes)
+
+    def __contains__(self, genotype: str) -> bool:
+        return canonical(genotype) in self._rows
+
+    def row(self, genotype: str) -> int:
+        """Where an architecture is in the table.
+
+        Args:
+            genotype: a NAS-Bench-201 string.
+
+        Returns:
+            Index into the arrays.
+
+        Raises:
+            InputError: the text is no genotype of NAS-Bench-201, or the table does not have it.
+        """
+        text = canonical(genotype)
+        if text not in self._rows:
+            raise InputError(
+                f"{text} is not among the {len(self)} architectures of the accuracy table: "
+                "use a table that has it"
+            )
+        return self._rows[text]
+
+    def accuracy(self, genotype: str) -> float:
+        """Accuracy of an architecture, %; for errors see `row`."""
+        return float(self.accuracies[self.row(genotype)])
+
+    def rank(self, genotype: str) -> int:
+        """One more than the number of more accurate architectures; for errors see `row`."""
+        return 1 + int(np.sum(self.accuracies > self.accuracy(genotype)))
+
+    def regret(self, genotype: str) -> float:
+        """How much more accurate the best of the table is, points of %; for errors see `row`."""
+        return float(self.accuracies.max()) - self.accuracy(genotype)
+
+
+def describe(table: AccuracyTable, genotype: str) -> str:
+    """What a table says about an architecture, as a line.
+
+    Args:
+        table: accuracies.
+        genotype: a NAS-Bench-201 string.
+
+    Raises:
+        InputError: the text is no genotype of NAS-Bench-201, or the table does not have it.
+
+    Example:
+        >>> none = "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|"
+        >>> one = np.ones(1)
+        >>> describe(AccuracyTable((none,), 10 * one, one, one), none)
+        'accuracy 10.00 %, rank 1 of 1, regret 0.00 %'
+    """
+    return (
+        f"accuracy {table.accuracy(genotype):.2f} %, rank {table.rank(genotype)} of {len(table)}, "
+        f"regret {table.regret(genotype):.2f} %"
+    )
+
+
+def canonical(genotype: str) -> str:
+    """The one spelling of an architecture, by which tables and scores are matched.
+
+    Args:
+        genotype: a NAS-Bench-201 string, the inputs of a node in any order.
+
+    Raises:
+        InputError: the text is no genotype of NAS-Bench-201.
+
+    Example:
+        >>> canonical("|none~0|+|none~1|skip_connect~0|+|none~0|none~1|none~2|")
+        '|none~0|+|skip_connect~0|none~1|+|none~0|none~1|none~2|'
+    """
+    return NAS_BENCH_201.to_string(NAS_BENCH_201.from_string(genotype))
+
+
+def load_table(path: Path, column: str = "cifar10_test") -> AccuracyTable:
+    """Read an accuracy table.
+
+    Args:
+        path: a CSV file, compressed if its name ends in `.gz`.
+        column: the accuracy to take, %.
+
+    Returns:
+        The table.
+
+    Raises:
+        InputError: the file cannot be read, lacks a column or has no rows, has an architecture
+            twice or of another space, or an accuracy that is not between 0 and 100.
+    """
+    rows = read_architectures(path, "arch", (column, "params_m", "flops_m"))
+    for line, accuracy in zip(rows.lines, rows.columns[column], strict=True):
+        if not 0 <= accuracy <= 100:  # nor NaN
+            raise InputError(
+                f"{path}, line {line}: {column} is {accuracy}: give a percentage from 0 to 100"
+            )
+    return AccuracyTable(
+        rows.genotypes, rows.columns[column], rows.columns["params_m"], rows.columns["flops_m"]
+    )
+
+
+def read_architectures(path: Path, key: str, columns: Sequence[str] = ()) -> Architectures:
+    """Read a CSV file with a row for each architecture.
+
+    Args:
+        path: the file, compressed if its name ends in `.gz`.
+        key: the column of the genotypes.
+        columns: those of numbers to read; empty: all the others.
+
+    Returns:
+        Genotypes in their one spelling, line numbers, numbers.
+
+    Raises:
+        InputError: the file cannot be read or is no CSV file, a column is missing or there twice,
+            there are no rows, a genotype is no genotype or there twice, a number is no number.
+    """
+    header, rows = _read_csv(path)
+    names = list(columns) or [name for name in header if name != key]
+    for name in (key, *names):
+        if header.count(name) != 1:
+            raise InputError(
+                f"{path} has {header.count(name)} columns {name!r} ({', '.join(header)}): "
+                "give it one"
+            )
+    if not rows:
+        raise InputError(f"{path} has no rows: give it one for each architecture")
+    lines: dict[str, int] = {}
+    numbers = np.empty((len(names), len(rows)))
+    for row, (line, fields) in enumerate(rows):
+        where = f"{path}, line {line}"
+        if len(fields) != len(header):
+            raise InputError(f"{where} has {len(fields)} fields: the header has {len(header)}")
+        genotype = _canonical_at(where, fields[header.index(key)])
+        if genotype in lines:
+            raise InputError(
+                f"{where}: {genotype} is on line {lines[genotype]} already: "
+                "give every architecture one row"
+            )
+        lines[genotype] = line
+        for index, name in enumerate(names):
+            numbers[index, row] = _number(where, name, fields[header.index(name)])
+    return Architectures(
+        tuple(lines), tuple(lines.values()), dict(zip(names, numbers, strict=True))
+    )
+
+
+def convert(
+    source: Path, target: Path, progress: Callable[[int, int], None] = lambda done, total: None
+) -> int:
+    """Make an accuracy table from an official archive of NAS-Bench-201.
+
+    Accuracies are test accuracies after 200 epochs, the mean over all seeds there are. Archives
+    are Python pickles, which can run any program as they are read: use only the official ones.
+    Reading an archive that is a single file takes a multiple of its size of memory.
+
+    Args:
+        source: `NATS-tss-v1_0-*.pickle.pbz2`, the folder `NATS-tss-v1_0-*-simple`, or
+            `NAS-Bench-201-v1_*.pth`, which needs PyTorch.
+        target: the table; compressed if its name ends in `.gz`.
+        progress: called with the numbers of architectures done and in all.
+
+    Returns:
+        The number of architectures.
+
+    Raises:
+        InputError: the source is no such archive, the target exists or cannot be written, or a
+            package is missing.
+    """
+    with file_errors(source):
+        source.stat()
+    if target.exists():
+        raise InputError(f"{target} exists: choose another --output")
+    rows = [["index", "arch", *ACCURACIES, "params_m", "flops_m"]]
+    with _archive_errors(source):
+        genotypes, results = _open_archive(source)
+        for index, genotype in enumerate(genotypes):
+            rows.append([str(index), canonical(genotype), *_table_numbers(results(index))])
+            progress(index + 1, len(genotypes))
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    content = text.getvalue().encode()
+    with whole_file(target) as unfinished:
+        compressed = target.suffix == ".gz"
+        unfinished.write_bytes(gzip.compress(content, mtime=0) if compressed else content)
+    return len(genotypes)
+
+
+def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The header, and the rows with their line numbers."""
+    with file_errors(path):
+        open_text = gzip.open if path.suffix == ".gz" else open
+        try:
+            with open_text(path, "rt", encoding="utf-8-sig", newline="") as file:
+                reader = csv.reader(file, strict=True, skipinitialspace=True)
+                rows = [(reader.line_num, fields) for fields in reader if fields]
+        except (csv.Error, EOFError, UnicodeDecodeError, gzip.BadGzipFile, zlib.error) as error:
+            raise InputError(f"{path} cannot be read ({error}): give a CSV file") from None
+    return (rows[0][1], rows[1:]) if rows else ([], [])
+
+
+def _canonical_at(where: str, text: str) -> str:
+    try:
+        return canonical(text)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _number(where: str, column: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{where}: {column} is {text!r}: give a number, inf or nan") from None
+
+
+def _open_archive(source: Path) -> tuple[Sequence[str], Callable[[int], Any]]:
+    """The genotypes of an archive, and a function from their indices to their results."""
+    try:
+        from nats_bench import ArchResults, pickle_load  # type: ignore
+    except ImportError:
+        raise InputError(
+            "archives are read by the package nats-bench: pip install 'tenas_jax[nasbench]'"
+        ) from None
+    if source.is_dir():
+        # One file for each architecture: they never need to be in memory together.
+        genotypes = pickle_load(source / "meta.pickle.pbz2")["meta_archs"]
+        return genotypes, lambda index: ArchResults.create_from_state_dict(
+            pickle_load(source / f"{index:06d}.pickle.pbz2")["200"]
+        )
+    if source.suffix == ".pth":
+        try:
+            import torch
+        except ImportError:
+            raise InputError(f"{source} is read by PyTorch: pip install torch") from None
+        archive, epochs = torch.load(source, map_location="cpu", weights_only=False), "full"
+    else:
+        archive, epochs = pickle_load(source), "200"
+    results = archive["arch2infos"]
+    return archive["meta_archs"], lambda index: ArchResults.create_from_state_dict(
+        results[index][epochs]
+    )
+
+
+def _table_numbers(results: Any) -> list[str]:
+    accuracies = [
+        results.get_metrics(dataset, split)["accuracy"] for dataset, split in ACCURACIES.values()
+    ]
+    costs = results.get_compute_costs("cifar10")
+    return [*(f"{a:.4f}" for a in accuracies), f"{costs['params']:.6f}", f"{costs['flops']:.4f}"]
+
+
+@contextmanager
+def _archive_errors(source: Path) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    # What reading another file as an archive, or looking up what it lacks, may raise.
+    except (
+        AttributeError, EOFError, ImportError, LookupError, OSError, pickle.UnpicklingError,
+        RuntimeError, TypeError, ValueError,
+    ) as error:  # fmt: skip
+        raise InputError(
+            f"{source} is not an archive of NAS-Bench-201 ({type(error).__name__}: {error}): give "
+            "NATS-tss-v1_0-*.pickle.pbz2, NATS-tss-v1_0-*-simple or NAS-Bench-201-v1_*.pth"
+        ) from error

@@ -1,0 +1,417 @@
+"""What a finished search looks like: three plots and a console summary, made from the result alone.
+
+The plots use matplotlib's objects and not pyplot, unless a caller hands in its `figure`: they touch
+no global state and need no display.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, FancyArrowPatch, Patch, Rectangle
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tenas_jax.architectures.cell_space import CellSpace
+from tenas_jax.architectures.space import Mask, SearchSpace, index
+from tenas_jax.host.files import whole_file
+
+Rounds = Sequence[Mapping[str, Any]]
+NewFigure = Callable[..., Figure]
+
+KEPT, EXCLUDED = -1, -2  # stand beside the round numbers 0, 1, ... in `_pruning_rounds`
+KEPT_COLOR, EXCLUDED_COLOR, ARROW_COLOR = "#e08214", "#eeeeee", "#888888"
+ROUND_COLORS = matplotlib.colormaps["Blues"]
+OP_COLORS = matplotlib.color_sequences["Dark2"]
+NODE_RADIUS, INCHES_PER_NODE = 0.14, 1.6  # neighboring nodes of a drawn cell are 1 apart
+SYMBOLS = {"kappa": "κ", "regions": "R"}
+AXIS_LABELS = {
+    "kappa": r"NTK condition number $\kappa_N$ (ratio; lower is better)",
+    "regions": "linear regions $R_N$ (count; higher is better)",
+}
+CENTERED: dict[str, Any] = {"ha": "center", "va": "center"}
+
+
+def write_plots(
+    result: Mapping[str, Any], space: SearchSpace, final_mask: Mask, workdir: Path
+) -> None:
+    """Write `trajectory.png`, `pruning.png` and `cell.png`, each complete or not at all.
+
+    A search without rounds of pruning has `cell.png` alone.
+
+    Args:
+        result: content of `result.json`.
+        space: the space that was searched.
+        final_mask: the operators the search kept.
+        workdir: an existing folder; files of these names in it are replaced.
+
+    Raises:
+        InputError: the files cannot be written.
+    """
+    rounds = result["rounds"]
+    figures = {"cell.png": draw_architecture(space, final_mask)}
+    if rounds:
+        figures["pruning.png"] = pruning_map(rounds, space, final_mask)
+        figures["trajectory.png"] = trajectory(rounds)
+    for name, figure in figures.items():
+        _save(figure, workdir / name)
+
+
+def write_architecture(space: SearchSpace, mask: Mask, path: Path) -> None:
+    """Draw an architecture, completely or not at all.
+
+    Args:
+        space: the search space.
+        mask: operators kept.
+        path: the file, which is replaced if it exists; in PNG format, whatever its name.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    _save(draw_architecture(space, mask), path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=150)
+
+
+def trajectory(rounds: Rounds, figure: NewFigure = Figure) -> Figure:
+    """The supernet before each round, by its two metrics (arXiv 2102.11535, Figure 5).
+
+    Condition number against linear regions where both were measured, otherwise the first metric
+    against the second, or against the round.
+
+    Args:
+        rounds: of a finished search.
+        figure: makes the figure.
+    """
+    metrics = {
+        name: np.array([float(entry["metrics"][name]) for entry in rounds])
+        for name in rounds[0]["metrics"]
+    }
+    if {"kappa", "regions"} <= set(metrics):
+        vertical, horizontal = "kappa", "regions"
+    else:
+        vertical, horizontal = [*metrics, "round"][:2]
+    x = metrics.get(horizontal, np.arange(1.0, len(rounds) + 1))
+    y = metrics[vertical]
+    finite = np.isfinite(y)
+    finite_y = y[finite] if finite.any() else np.ones(1)
+    log = bool((finite_y > 0).all())
+    spread = max(float(np.ptp(finite_y)), 1e-3 * float(np.abs(finite_y).max()), 1e-12)
+    bottom, top = finite_y.min() - 0.2 * spread, finite_y.max() + 0.2 * spread
+    if log:
+        bottom, top = finite_y.min() / 1.6, finite_y.max() * 1.6
+    x = np.where(np.isfinite(x), x, x[np.isfinite(x)].min() if np.isfinite(x).any() else 0.0)
+    least = 5.0 if horizontal == "regions" else 1e-3 * max(float(np.abs(x).max()), 1e-9)
+    margin = max(0.12 * float(np.ptp(x)), least)
+
+    drawn = figure(figsize=(7, 5))
+    drawn.suptitle("The supernet before each pruning round")
+    # Fixed, not laid out automatically: labels are placed in it before the figure is drawn.
+    axes = drawn.add_axes((0.13, 0.12, 0.83, 0.74))
+    axes.set(xlim=(x.min() - margin, x.max() + margin), ylim=(bottom, top))
+    axes.set(ylabel=AXIS_LABELS.get(vertical, vertical))
+    axes.set_xlabel(AXIS_LABELS.get(horizontal, horizontal))
+    if log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
+    if not finite.any():
+        axes.set_yticks([])
+    axes.grid(alpha=0.3)
+
+    points = np.stack([x, np.where(finite, y, top)], axis=1)
+    colors = matplotlib.colormaps["plasma"](np.linspace(0, 0.8, len(points)))
+    for start, end in pairwise(points):
+        axes.add_patch(_arrow(start, end, ARROW_COLOR, shrinkA=4, shrinkB=4, clip_on=False))
+    markers = (
+        (finite, "o", "numbered by round, from 1"),
+        (~finite, "^", "not finite, drawn at the top edge"),
+    )
+    for chosen, marker, label in markers:
+        if chosen.any():
+            handle = axes.scatter(*points[chosen].T, marker=marker, label=label, clip_on=False)
+            handle.set(color=colors[chosen], zorder=3)
+    drawn.legend(loc="upper center", bbox_to_anchor=(0.5, 0.94), ncols=2, frameon=False)
+    scale = 72 / drawn.dpi  # from pixels to typographic points
+    places = axes.transData.transform(points) * scale
+    offsets = _label_offsets(places, *axes.bbox.get_points() * scale)
+    for entry, point, offset, color in zip(rounds, points, offsets, colors, strict=True):
+        label, (dx, dy) = str(entry["round"] + 1), offset
+        axes.annotate(label, point, (dx, dy), textcoords="offset points", color=color, **CENTERED)
+    return drawn
+
+
+def _label_offsets(
+    points: Float[np.ndarray, "point 2"], low: Float[np.ndarray, "2"], high: Float[np.ndarray, "2"]
+) -> list[Float[np.ndarray, "2"]]:
+    """Offsets of labels from points: between corners, clear of the path and of earlier labels."""
+    enough = 11  # typographic points, about the size of a label
+    angles = np.linspace(0, 2 * np.pi, 16, endpoint=False)
+    circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    choices = np.concatenate([circle * radius for radius in (12, 18, 24, 32)])
+    steps = np.linspace(0, 1, 50)[:, np.newaxis]
+    path = [start + steps * (end - start) for start, end in pairwise(points)]
+    occupied = np.concatenate([points, *path])
+    offsets = []
+    for point in points:
+        places = point + choices
+        clearance = np.linalg.norm(places[:, np.newaxis] - occupied, axis=-1).min(axis=1)
+        fits = ((places > low + enough) & (places < high - enough)).all(axis=1)
+        # The nearest place with enough clearance, else the one with most.
+        best = int(np.where(fits, np.minimum(clearance, enough), -1).argmax())
+        occupied = np.concatenate([occupied, places[best : best + 1]])
+        offsets.append(choices[best])
+    return offsets
+
+
+def pruning_map(
+    rounds: Rounds, space: SearchSpace, final_mask: Mask, figure: NewFigure = Figure
+) -> Figure:
+    """A map of edges and operators: when each was pruned, and what its removal did to the metrics.
+
+    The differences are those of the last round in which the operator was a candidate.
+
+    Args:
+        rounds: of a finished search.
+        space: the space that was searched.
+        final_mask: the operators the search kept.
+        figure: makes the figure.
+    """
+    when = _pruning_rounds(rounds, space, final_mask)
+    shade = 0.2 + 0.7 * np.maximum(when, 0) / max(when.max(), 1)
+    colors = ROUND_COLORS(shade)
+    colors[when == KEPT] = to_rgba(KEPT_COLOR)
+    colors[when == EXCLUDED] = to_rgba(EXCLUDED_COLOR)
+
+    cells, edges, ops = when.shape
+    names = [space.op_names(edge) for edge in range(edges)]
+    same_names = len(set(names)) == 1
+    changes = _last_changes(rounds, space)
+    height = 0.16 * (2 - same_names + len(rounds[0]["metrics"]))
+    longest = max((len(line) for lines in changes.values() for line in lines), default=0)
+    size = cells * (1.4 + max(0.95, 0.066 * longest) * ops), 2.6 + (0.12 + height) * edges
+    drawn = figure(figsize=size, layout="constrained")
+    drawn.suptitle("Last measured change without an operator ± standard error", fontsize=10)
+    panels = drawn.subplots(1, cells, squeeze=False)[0]
+    graph = isinstance(space, CellSpace)
+    panels[0].set_ylabel("edge (target<-source node)" if graph else "choice")
+    for cell, axes in enumerate(panels):
+        axes.set(title=space.cell_types[cell], xlabel="operator" if graph else "option")
+        axes.imshow(colors[cell], aspect="auto")
+        for edge, op in np.argwhere(when[cell] != EXCLUDED):
+            pruned = when[cell, edge, op] != KEPT
+            color = "white" if pruned and shade[cell, edge, op] > 0.55 else "black"
+            lines = [] if same_names else [names[edge][op]]
+            lines += [f"round {when[cell, edge, op] + 1}"] if pruned else ["kept"]
+            lines += changes.get((cell, edge, op), [])
+            axes.text(op, edge, "\n".join(lines), color=color, fontsize=7, **CENTERED)
+        ticks = names[0] if same_names else [""] * ops
+        axes.set_xticks(range(ops), ticks, rotation=40, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(edges), space.edge_names)
+        axes.hlines(np.arange(1, edges) - 0.5, -0.5, ops - 0.5, color="white", linewidth=1)
+        axes.vlines(np.arange(1, ops) - 0.5, -0.5, edges - 0.5, color="white", linewidth=1)
+        if isinstance(space, CellSpace):
+            targets = [target for _, target in space.edges]
+            new_target = np.flatnonzero(np.diff(targets)) + 0.5
+            axes.hlines(new_target, -0.5, ops - 0.5, color="black", linewidth=1)
+    keys = [
+        Patch(color=ROUND_COLORS(0.55), label="pruned, in this round"),
+        Patch(color=KEPT_COLOR, label="kept"),
+    ]
+    if (when == EXCLUDED).any():
+        keys.append(Patch(color=EXCLUDED_COLOR, label="not part of the search"))
+    columns = 1 if cells == 1 else len(keys)
+    drawn.legend(handles=keys, loc="outside lower center", ncols=columns, frameon=False)
+    return drawn
+
+
+def _last_changes(rounds: Rounds, space: SearchSpace) -> dict[tuple[int, int, int], list[str]]:
+    """For each (cell, edge, op) a line per metric: its difference and the standard error."""
+    lines = {}
+    for entry in rounds:
+        for candidate in entry["candidates"]:
+            lines[index(space, candidate)] = [
+                f"{SYMBOLS.get(name, name)} {float(difference):+.2f}"
+                + (f"±{error:.2f}" if math.isfinite(error) else "")
+                for name, difference in candidate["differences"].items()
+                for error in [float(candidate["standard_errors"][name])]
+            ]
+    return lines
+
+
+def _pruning_rounds(
+    rounds: Rounds, space: SearchSpace, final_mask: Mask
+) -> Int[np.ndarray, "cell edge op"]:
+    """The round that pruned each operator, else `KEPT`, or `EXCLUDED` where it never took part."""
+    when = np.where(final_mask, KEPT, EXCLUDED)
+    for entry in rounds:
+        for pruned in entry["pruned"]:
+            when[index(space, pruned)] = entry["round"]
+    return when
+
+
+def draw_architecture(space: SearchSpace, mask: Mask, figure: NewFigure = Figure) -> Figure:
+    """An architecture: its cells as graphs, or its choices as rows.
+
+    Args:
+        space: the search space.
+        mask: operators kept.
+        figure: makes the figure.
+    """
+    return (
+        _cells(space, mask, figure)
+        if isinstance(space, CellSpace)
+        else _choices(space, mask, figure)
+    )
+
+
+def _choices(space: SearchSpace, mask: Mask, figure: NewFigure) -> Figure:
+    """The choices as rows from above, the options of each side by side, the kept one in color."""
+    _, edges, ops = space.shape
+    drawn = figure(figsize=(1.6 + 1.2 * ops, 0.5 + 0.45 * edges), layout="constrained")
+    axes = drawn.subplots()
+    axes.set(xlim=(-0.55, ops - 0.45), ylim=(edges - 0.4, -0.6))
+    axes.set_yticks(range(edges), space.edge_names)
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.set_frame_on(False)
+    for edge in range(edges):
+        for op, name in enumerate(space.op_names(edge)):
+            kept = mask[0, edge, op]
+            color = KEPT_COLOR if kept else EXCLUDED_COLOR
+            axes.add_patch(Rectangle((op - 0.46, edge - 0.4), 0.92, 0.8, color=color))
+            weight = "bold" if kept else "normal"
+            axes.text(op, edge, name, fontsize=9, fontweight=weight, **CENTERED)
+    return drawn
+
+
+def _cells(space: CellSpace, mask: Mask, figure: NewFigure) -> Figure:
+    """The cells of an architecture: operators above the line of nodes, concatenation below."""
+    spans = [space.edges[edge][1] - space.edges[edge][0] for _, edge, _ in np.argwhere(mask)]
+    top = _arc_height(max(spans)) + 0.2
+    bottom = _arc_height(len(space.intermediate_nodes)) / 2 if space.concatenate else 0.3
+    right = _output_node(space) + 0.5
+    size = INCHES_PER_NODE * np.array([right + 0.5, (top + bottom + 0.25) * len(mask)])
+    drawn = figure(figsize=tuple(size), layout="constrained")
+    for cell, axes in enumerate(drawn.subplots(len(mask), 1, squeeze=False)[:, 0]):
+        axes.set(xlim=(-0.5, right), ylim=(-bottom - 0.05, top), aspect="equal")
+        axes.set_title(space.cell_types[cell])
+        axes.set_axis_off()
+        _draw_cell(axes, space, mask[cell])
+    return drawn
+
+
+def _output_node(space: CellSpace) -> int:
+    """The last node drawn: the last of the space, or one more that concatenates."""
+    return space.num_nodes - (not space.concatenate)
+
+
+def _draw_cell(axes: Axes, space: CellSpace, mask: Bool[np.ndarray, "edge op"]) -> None:
+    """Draw the nodes, an arrow per operator, and the concatenation where the space has one."""
+    output = _output_node(space)
+    circles = [Circle((node, 0), NODE_RADIUS, fill=False) for node in range(output + 1)]
+    captions = {
+        node: f"input (cell k-{space.input_nodes - node})" for node in range(space.input_nodes)
+    }
+    captions[output] = "output" if output < space.num_nodes else "output (concatenation)"
+    for node, circle in enumerate(circles):
+        axes.add_patch(circle)
+        _text(axes, float(node), 0.0, str(node) if node < space.num_nodes else "out")
+        side = 1 if node == space.num_nodes else -1  # where there are no arrows
+        _text(axes, float(node), side * (NODE_RADIUS + 0.06), captions.get(node, ""))
+    for edge, op in np.argwhere(mask):
+        source, target = space.edges[edge]
+        height, color = _arc_height(target - source), OP_COLORS[op % len(OP_COLORS)]
+        axes.add_patch(_arc(circles[source], circles[target], height, color))
+        label_height = max(height, 0.08)  # above the arrow where it is straight
+        _text(axes, (source + target) / 2, label_height, space.ops[op], color=color)
+    for node in space.intermediate_nodes:
+        if output == space.num_nodes:
+            height = -_arc_height(output - node) / 2
+            axes.add_patch(_arc(circles[node], circles[output], height, ARROW_COLOR))
+
+
+def _text(axes: Axes, x: float, y: float, text: str, color: Any = "black") -> None:
+    """Small text on a white ground, which interrupts an arrow behind it."""
+    ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    axes.text(x, y, text, color=color, fontsize=9, bbox=ground, **CENTERED)
+
+
+def _arc_height(span: int) -> float:
+    """Height of the apex; it outgrows the span, so that arrows leave at different angles."""
+    return 0.2 * (math.pow(span, 1.5) - 1)
+
+
+def _arc(source: Circle, target: Circle, height: float, color: Any) -> FancyArrowPatch:
+    """An arrow along a parabola between two nodes, whose apex is `height` above them."""
+    (start, _), (end, _) = source.center, target.center
+    curve = f"arc3,rad={-2 * height / (end - start)}"
+    nodes = {"patchA": source, "patchB": target}
+    return _arrow(source.center, target.center, color, connectionstyle=curve, zorder=1, **nodes)
+
+
+def _arrow(start: Any, end: Any, color: Any, **style: Any) -> FancyArrowPatch:
+    """An arrow with a small filled head."""
+    return FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=10, color=color, **style)
+
+
+def summary(result: Mapping[str, Any]) -> RenderableType:
+    """The result of a search for the console: counts, times, rounds; not the genotype.
+
+    Args:
+        result: content of `result.json`.
+
+    Returns:
+        Something for `rich.print`.
+
+    Example:
+        >>> from rich.console import Console
+        >>> seconds = {"total": 9.0, "compile": 5.0, "measure": 4.0}
+        >>> metrics = {"kappa": 120.5, "regions": 900}
+        >>> pruned = [{"cell": "cell", "edge": 0, "op": "skip_connect"}]
+        >>> entry = {"round": 0, "metrics": metrics, "candidates": [{}, {}], "pruned": pruned}
+        >>> result = {"preset": "mine", "data": "photos", "seed": 0}
+        >>> result |= {"evaluations": 2, "nonfinite": 0, "device": "cpu", "seconds": seconds}
+        >>> Console(width=80).print(summary(result | {"rounds": [entry]}))  # doctest: +ELLIPSIS
+        search       mine, data photos, seed 0...
+    """
+    seconds = result["seconds"]
+    parts = f"compilation {seconds['compile']:.1f} s, measurement {seconds['measure']:.1f} s"
+    facts = {
+        "search": f"{result['preset']}, data {result['data']}, seed {result['seed']}",
+        "evaluations": f"{result['evaluations']}; measurements not finite: {result['nonfinite']}",
+        "time": f"{seconds['total']:.1f} s ({parts})",
+        "device": str(result["device"]),
+    }
+    head = Table.grid(padding=(0, 2, 0, 0))
+    for name, fact in facts.items():
+        head.add_row(Text(name, style="bold"), Text(fact, overflow="fold"))
+
+    if not result["rounds"]:
+        return head
+    metrics = list(result["rounds"][0]["metrics"])
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("round", "evaluations", *metrics):
+        table.add_column(name, justify="right")
+    table.add_column("pruned")
+    for entry in result["rounds"]:
+        values = [f"{float(entry['metrics'][name]):.5g}" for name in metrics]
+        counts = Counter(pruned["op"] for pruned in entry["pruned"]).most_common()
+        pruned_ops = ", ".join(f"{op}:{count}" for op, count in counts)
+        table.add_row(str(entry["round"] + 1), str(len(entry["candidates"])), *values, pruned_ops)
+    return Group(head, Text(), table)

@@ -1,0 +1,13 @@
+from .cell_space import CellSpace as CellSpace
+from .cell_space import has_dead_operators as has_dead_operators
+from .enumeration import count as count
+from .enumeration import enumerate_all as enumerate_all
+from .enumeration import mutate as mutate
+from .enumeration import sample as sample
+from .genotype import EDGE_LIST as EDGE_LIST
+from .genotype import GENOTYPE as GENOTYPE
+from .space import Costs as Costs
+from .space import Decision as Decision
+from .space import Group as Group
+from .space import ProxySize as ProxySize
+from .space import SearchSpace as SearchSpace

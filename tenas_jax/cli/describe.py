@@ -1,0 +1,112 @@
+"""`tenas describe`: what the network of a genotype costs, and what its cells look like."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+from tenas_jax.cli.terminal import parse
+from tenas_jax.searching.progress import say
+
+if TYPE_CHECKING:
+    from tenas_jax.architectures.space import Costs
+    from tenas_jax.networks.costs import LayerCosts
+
+DEFAULTS = {"cifar": (10, 32), "imagenet": (1000, 224)}  # classes and image size, by stem
+
+
+@dataclass(frozen=True)
+class DescribeOptions:
+    """What `tenas describe` is told."""
+
+    genotype: Annotated[str, tyro.conf.Positional]
+    """A genotype, or the work directory of a finished search."""
+    space: str | None = None
+    """Search space of the genotype, where it is module:object; None tells it by the notation."""
+    stem: Literal["cifar", "imagenet"] = "cifar"
+    """What comes before the cells: a convolution, or three that make ImageNet's images smaller."""
+    channels: int | None = None
+    """Channels of the nodes of the first cell; None is as published."""
+    cells: int | None = None
+    """Number of cells, in NAS-Bench-201 of each of its three stages; None is as published."""
+    num_classes: int | None = None
+    """Number of classes; None is 10, with the stem for ImageNet 1000."""
+    image_size: int | None = None
+    """Height and width of the images; None is 32, with the stem for ImageNet 224."""
+    output: Path | None = None
+    """File for a drawing of the cells, in PNG format; None draws nothing."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run `tenas describe`.
+
+    Args:
+        argv: the words after `describe`.
+
+    Returns:
+        Exit code: 0.
+
+    Raises:
+        InputError: the words cannot be understood, there is no such network, or the drawing cannot
+            be written.
+    """
+    options = parse(
+        DescribeOptions,
+        argv,
+        command="describe",
+        description="Say what the network of a genotype costs, layer by layer, and draw its cells.",
+    )
+    # Bad flags and --help need not wait for what these import.
+    from tenas_jax.analysis import report
+    from tenas_jax.architectures.cell_space import CellSpace
+    from tenas_jax.host.files import file_errors
+    from tenas_jax.networks.costs import layer_costs, total_costs
+    from tenas_jax.spaces import get_space, load_genotype
+
+    if options.space is None:
+        space, mask = load_genotype(options.genotype)
+    else:
+        space = get_space(options.space)
+        mask = space.from_string(options.genotype)
+    default_classes, default_size = DEFAULTS[options.stem]
+    num_classes = default_classes if options.num_classes is None else options.num_classes
+    network = space.network(
+        mask,
+        num_classes=num_classes,
+        channels=options.channels,
+        cells=options.cells,
+        **({"stem": options.stem} if isinstance(space, CellSpace) else {}),
+    )
+    image_size = default_size if options.image_size is None else options.image_size
+    layers = layer_costs(network, image_size)
+    total = total_costs(layers)
+    if options.output is not None:
+        with file_errors(options.output):
+            report.write_architecture(space, mask, options.output)
+    console = Console()
+    console.print(_table(layers, total))
+    say(
+        console,
+        f"{space.name}, {num_classes} classes, images of {image_size} x {image_size}: "
+        f"{total.parameters / 1e6:.2f} M parameters, {total.flops / 1e6:.2f} M multiply-adds "
+        "(FLOPs) per image",
+    )
+    if options.output is not None:
+        say(console, f"the cells are drawn in {options.output}")
+    return 0
+
+
+def _table(layers: "Sequence[LayerCosts]", total: "Costs") -> RenderableType:
+    table = Table(box=None, padding=(0, 2, 0, 0), show_footer=True)
+    table.add_column("layer", "total")
+    table.add_column("output", justify="right")
+    table.add_column("parameters", f"{total.parameters:,}", justify="right")
+    table.add_column("FLOPs", f"{total.flops:,}", justify="right")
+    for layer in layers:
+        output = " x ".join(map(str, layer.output))
+        table.add_row(layer.name, output, f"{layer.costs.parameters:,}", f"{layer.costs.flops:,}")
+    return table

@@ -1,0 +1,64 @@
+"""`tenas nasbench`: accuracy tables."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from tenas_jax.cli.terminal import parse, run_interruptibly
+from tenas_jax.errors import InputError
+from tenas_jax.searching.progress import progress_bar, say
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """What `tenas nasbench convert` is told."""
+
+    archive: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ARCHIVE")]
+    """NATS-tss-v1_0-*.pickle.pbz2, NATS-tss-v1_0-*-simple (a folder, which needs little memory), or
+    NAS-Bench-201-v1_*.pth. They are pickles, which can run any program: use official ones."""
+    output: Path = Path("nasbench201.csv.gz")
+    """The table, which must not exist; compressed if its name ends in .gz."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run `tenas nasbench`.
+
+    Args:
+        argv: the words after `nasbench`.
+
+    Returns:
+        Exit code: 0, or 130 or 143 after SIGINT or SIGTERM.
+
+    Raises:
+        InputError: the words or the archive cannot be used, or the output exists.
+    """
+    action, *words = argv or ["--help"]
+    if action not in ("convert", "--help", "-h"):
+        raise InputError(f"unknown action {action!r}: write tenas nasbench convert ARCHIVE")
+    options = parse(
+        ConvertOptions,
+        words if action == "convert" else ["--help"],
+        command="nasbench convert",
+        description="Make an accuracy table from an official archive of NAS-Bench-201: test "
+        "accuracies after 200 epochs, the mean over seeds, with parameters and FLOPs.",
+    )
+    return run_interruptibly(lambda: _convert(options), lambda: "interrupted; nothing was written")
+
+
+def _convert(options: ConvertOptions) -> None:
+    # Bad flags and --help need not wait for what this imports.
+    from tenas_jax.analysis.nasbench import convert
+
+    console = Console()
+    with progress_bar(console) as bar:
+        task = bar.add_task("reading architectures", total=None)
+        count = convert(
+            options.archive,
+            options.output,
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    say(console, f"{count} architectures are in {options.output}")

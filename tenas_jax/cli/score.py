@@ -1,0 +1,169 @@
+"""`tenas score`: measure given architectures by all metrics."""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from tenas_jax.cli.session import (
+    default_workdir,
+    list_presets,
+    open_session,
+    run_resumably,
+    split_preset,
+)
+from tenas_jax.cli.terminal import parse
+from tenas_jax.configs import PRESETS
+from tenas_jax.errors import InputError
+from tenas_jax.host.devices import Machine
+from tenas_jax.host.processes import exchange, part, shared_errors
+from tenas_jax.metrics.registry import METRICS
+from tenas_jax.searching.config import SearchConfig
+
+if TYPE_CHECKING:
+    from tenas_jax.architectures.space import Masks, SearchSpace
+    from tenas_jax.searching.problem import Problem
+
+FILE = "scores.csv"
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """What `tenas score` is told besides the preset."""
+
+    config: Annotated[SearchConfig, tyro.conf.arg(name="")]
+    genotypes: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Architectures in the notation of the space."""
+    file: Path | None = None
+    """Text file with a genotype in each line."""
+    sample: int | None = None
+    """Draw so many different architectures by the seed."""
+    all: tyro.conf.FlagCreatePairsOff[bool] = False
+    """All architectures of the space."""
+    workdir: Path | None = None
+    """Folder of scores.csv and its trace; None is tenas-runs/PRESET-scores-seedN, or SPACE-..."""
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Go on with the interrupted run in the work directory."""
+    machine: Annotated[Machine, tyro.conf.arg(name="")] = field(default_factory=Machine)
+
+    def __post_init__(self) -> None:
+        given = [bool(self.genotypes), self.file is not None, self.sample is not None, self.all]
+        if sum(given) > 1:
+            raise InputError("give either genotypes, --file, --sample or --all")
+        if self.sample is not None and self.sample < 1:
+            raise InputError(f"sample must be at least 1, not {self.sample}")
+        if self.config.repeats == "auto":
+            raise InputError("repeats auto is for tenas search: give a number")
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run `tenas score`.
+
+    Args:
+        argv: the words after `score`.
+
+    Returns:
+        Exit code: 0, or 130 or 143 after SIGINT or SIGTERM.
+
+    Raises:
+        InputError: the words, the data or the work directory cannot be used.
+    """
+    preset, options = parse_score(argv)
+    # --help and words that cannot be understood need not wait for what this imports.
+    from tenas_jax.searching.problem import look_up
+
+    problem = look_up(options.config)
+    workdir = options.workdir or default_workdir(preset, problem, "-scores")
+    return run_resumably("score", argv, workdir, lambda: _score(preset, options, problem, workdir))
+
+
+def parse_score(argv: Sequence[str]) -> tuple[str, ScoreOptions]:
+    """Parse the words after `tenas score`.
+
+    Args:
+        argv: optionally a preset, then genotypes and flags.
+
+    Returns:
+        The name of the preset, and the options.
+
+    Raises:
+        InputError: the words cannot be understood.
+
+    Example:
+        >>> preset, options = parse_score(["--sample", "3", "--metrics", "kappa,flops"])
+        >>> preset, options.sample, options.config.metrics
+        ('nas-bench-201', 3, 'kappa,flops')
+    """
+    # A genotype may come first as well.
+    preset, config, words = split_preset(argv, named=bool(argv) and argv[0] in PRESETS)
+    config = dataclasses.replace(config, metrics=",".join(METRICS), repeats=1)
+    metrics = "\n\n".join(
+        f"{metric.name}: {metric.label} ({metric.source}), "
+        f"{'higher' if metric.direction > 0 else 'lower'} is better"
+        for metric in METRICS.values()
+    )
+    return preset, parse(
+        ScoreOptions,
+        words,
+        command="score",
+        usage="[PRESET]",
+        description="Measure architectures by every metric, and write a CSV file with a row for "
+        f"each of them.\n\nMetrics:\n\n{metrics}\n\n{list_presets()}",
+        default=ScoreOptions(config),
+    )
+
+
+def _score(preset: str, options: ScoreOptions, problem: "Problem", workdir: Path) -> None:
+    from tenas_jax import api
+    from tenas_jax.searching.progress import say, show_progress
+
+    config = options.config
+    images, devices, console = open_session(problem, options.machine)
+    with shared_errors():
+        masks = _architectures(problem.space, options)
+    with shared_errors():
+        if len(set(exchange(hashlib.sha256(masks.tobytes()).hexdigest()))) > 1:
+            raise InputError("the processes have different architectures: give all the same ones")
+    say(
+        console,
+        f"{preset}: {len(masks)} architectures of {problem.space.name}, {len(images.images)} "
+        f"images of {config.data}, {api.describe_devices(devices)}, {config.repeats} repeats each",
+    )
+    with show_progress(console) as progress:
+        api.score_problem(
+            problem,
+            masks,
+            images,
+            workdir=workdir,
+            resume=options.resume,
+            devices=devices,
+            progress=progress,
+            preset=preset,
+        )
+    part()
+    say(console, f"scores are in {workdir / FILE}")
+
+
+def _architectures(space: "SearchSpace", options: ScoreOptions) -> "Masks":
+    import numpy as np
+
+    from tenas_jax import api
+    from tenas_jax.architectures import enumeration
+    from tenas_jax.host.files import file_errors
+
+    if options.all:
+        return enumeration.enumerate_all(space)
+    if options.sample is not None:
+        rng = np.random.default_rng(options.config.seed)
+        return enumeration.sample(space, options.sample, rng)
+    texts: Sequence[str] = options.genotypes
+    if options.file is not None:
+        with file_errors(options.file):
+            texts = [line for line in options.file.read_text().splitlines() if line.strip()]
+    if not texts:
+        raise InputError("no architecture to score: give genotypes, --file, --sample or --all")
+    return api.masks_of(space, texts)

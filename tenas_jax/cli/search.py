@@ -1,0 +1,139 @@
+"""`tenas search`: find an architecture."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from tenas_jax.cli.session import (
+    default_workdir,
+    list_presets,
+    open_session,
+    run_resumably,
+    split_preset,
+)
+from tenas_jax.cli.terminal import parse
+from tenas_jax.errors import InputError
+from tenas_jax.host.devices import Machine
+from tenas_jax.host.processes import is_main, part, shared_errors
+from tenas_jax.searching.config import SearchConfig
+
+if TYPE_CHECKING:
+    from tenas_jax.searching.problem import Problem
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """What `tenas search` is told besides the preset."""
+
+    config: Annotated[SearchConfig, tyro.conf.arg(name="")]
+    workdir: Path | None = None
+    """Folder of the search's files; None is tenas-runs/PRESET-seedN, or SPACE-seedN."""
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Go on with the interrupted search in the work directory."""
+    accuracy_table: Path | None = None
+    """Accuracies of NAS-Bench-201 (see tenas nasbench --help), to look up what was found."""
+    machine: Annotated[Machine, tyro.conf.arg(name="")] = field(default_factory=Machine)
+
+    def __post_init__(self) -> None:
+        if self.accuracy_table is not None and self.config.space != "nas-bench-201":
+            raise InputError(
+                f"an accuracy table is of nas-bench-201, not of {self.config.space}: "
+                "leave out --accuracy-table"
+            )
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run `tenas search`.
+
+    Args:
+        argv: the words after `search`.
+
+    Returns:
+        Exit code: 0, or 130 or 143 after SIGINT or SIGTERM.
+
+    Raises:
+        InputError: the words, the data or the work directory cannot be used.
+    """
+    preset, options = parse_search(argv)
+    # --help and words that cannot be understood need not wait for what this imports.
+    from tenas_jax.searching.problem import look_up
+    from tenas_jax.searching.strategies import get_strategy
+
+    problem = look_up(options.config)
+    get_strategy(options.config.strategy)
+    workdir = options.workdir or default_workdir(preset, problem)
+    return run_resumably(
+        "search", argv, workdir, lambda: _search(preset, options, problem, workdir)
+    )
+
+
+def parse_search(argv: Sequence[str]) -> tuple[str, SearchOptions]:
+    """Parse the words after `tenas search`.
+
+    Args:
+        argv: optionally a preset, then flags, whose defaults are the preset's values.
+
+    Returns:
+        The name of the preset, and the options.
+
+    Raises:
+        InputError: the words cannot be understood.
+
+    Example:
+        >>> preset, options = parse_search(["nas-bench-201-paper", "--seed", "3"])
+        >>> preset, options.config.seed, options.config.ntk.batch_size
+        ('nas-bench-201-paper', 3, 32)
+    """
+    preset, config, words = split_preset(argv)
+    return preset, parse(
+        SearchOptions,
+        words,
+        command="search",
+        usage="[PRESET]",
+        description=f"Find an architecture without training. {list_presets()}",
+        default=SearchOptions(config),
+    )
+
+
+def _search(preset: str, options: SearchOptions, problem: "Problem", workdir: Path) -> None:
+    from tenas_jax import api
+    from tenas_jax.analysis import nasbench
+    from tenas_jax.searching.progress import say, show_progress
+    from tenas_jax.searching.strategies import describe
+
+    config = options.config
+    images, devices, console = open_session(problem, options.machine)
+    table = None
+    with shared_errors():
+        if options.accuracy_table is not None and is_main():
+            table = nasbench.load_table(options.accuracy_table)
+    say(
+        console,
+        f"{preset}: space {problem.space.name}, {len(images.images)} images of {config.data}, "
+        f"{api.describe_devices(devices)}, {describe(problem)}",
+    )
+    with show_progress(console) as progress:
+        result = api.search_problem(
+            problem,
+            images,
+            workdir=workdir,
+            resume=options.resume,
+            devices=devices,
+            progress=progress,
+            preset=preset,
+        )
+    main = is_main()
+    part()
+    if not main:
+        return
+    from tenas_jax.analysis import report  # its plots take long to import
+
+    report.write_plots(result.content, result.space, result.mask, workdir)
+    console.print(report.summary(result.content))
+    say(console, f"genotype {result.genotype}")
+    if table is not None:
+        say(console, nasbench.describe(table, result.genotype))
+    say(console, f"files are in {workdir}")

@@ -1,0 +1,248 @@
+"""`tenas train`: train what a search has found."""
+
+import argparse
+import contextlib
+import logging
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+from rich.console import Console
+
+from tenas_jax.cli.terminal import Terminated, complain, exit_code, how_to_go_on, parse, terminable
+from tenas_jax.errors import InputError
+from tenas_jax.host.devices import Machine, configure_jax
+from tenas_jax.host.processes import is_main, shared_errors
+from tenas_jax.searching.progress import progress_bar, say
+from tenas_jax.training.recipes import RECIPES, Recipe, get_recipe
+
+if TYPE_CHECKING:
+    from tenas_jax.training.loop import Progress
+
+DEFAULT_RECIPES = {"nas-bench-201": "nas-bench-201", "darts": "cifar10"}  # by search space
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What `tenas train` is told besides the architecture."""
+
+    config: Annotated[Recipe, tyro.conf.arg(name="")]
+    recipe: str
+    """What other flags default to: cifar10, cifar100, imagenet or nas-bench-201."""
+    output: Path | None = None
+    """Folder for checkpoints and metrics; None is tenas-runs/train-RECIPE-seedN."""
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Go on with the interrupted training in the output folder."""
+    log_every: int = 50
+    """Steps from one line of metrics to the next; there is one at the end of an epoch as well."""
+    checkpoint_every: int = 1000
+    """Steps from one checkpoint to the next; there is one at the end of an epoch as well."""
+    keep_last: int = 2
+    """Checkpoints kept, besides the one with the highest test accuracy."""
+    machine: Annotated[Machine, tyro.conf.arg(name="")] = field(default_factory=Machine)
+
+    def __post_init__(self) -> None:
+        for name in ("log_every", "checkpoint_every", "keep_last"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+
+@dataclass
+class Interruption:
+    """The signal that asks a training to end, once it has come."""
+
+    number: signal.Signals | None = None
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run `tenas train`.
+
+    Args:
+        argv: the words after `train`.
+
+    Returns:
+        Exit code: 0, or 130 or 143 after SIGINT or SIGTERM.
+
+    Raises:
+        InputError: the words, the data or the output folder cannot be used.
+    """
+    architecture, options = parse_train(argv)
+    default_name = f"train-{options.recipe}-seed{options.config.seed}"
+    output = options.output or Path("tenas-runs") / default_name
+    try:
+        with terminable():
+            code = _train(architecture, options, output)
+    except (KeyboardInterrupt, Terminated) as interruption:
+        code = exit_code(interruption)
+    if code:
+        complain(how_to_go_on("train", argv, resume=(output / "config.json").exists()))
+    return code
+
+
+def parse_train(argv: Sequence[str]) -> tuple[str, TrainOptions]:
+    """Parse the words after `tenas train`.
+
+    Args:
+        argv: an architecture, then flags, whose defaults are the recipe's values.
+
+    Returns:
+        The architecture as it was named, and the options.
+
+    Raises:
+        InputError: the words cannot be understood.
+
+    Example:
+        >>> _, options = parse_train(["|none~0|", "--recipe", "nas-bench-201", "--epochs", "12"])
+        >>> options.config.epochs, options.config.batch_size
+        (12, 256)
+    """
+    named = bool(argv) and not argv[0].startswith("-")
+    words = argv[1:] if named else argv
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--recipe", nargs="?")
+    recipe = first.parse_known_args(words)[0].recipe or _default_recipe(argv[0] if named else None)
+    options = parse(
+        TrainOptions,
+        words,
+        command="train",
+        usage="GENOTYPE|WORKDIR",
+        description="Train a genotype, or what the search in a work directory has found. Flags "
+        f"default to the values of the recipe, one of {', '.join(RECIPES)}; without one it is that "
+        "of the architecture's space for CIFAR-10. A training that was interrupted goes on with "
+        "--resume, and on a CPU ends with the same parameters, bit for bit, as if it had not been.",
+        default=TrainOptions(get_recipe(recipe), recipe),
+    )
+    if not named:
+        raise InputError("name what to train: tenas train GENOTYPE|WORKDIR, then the flags")
+    return argv[0], options
+
+
+def _default_recipe(architecture: str | None) -> str:
+    if architecture is None:
+        return DEFAULT_RECIPES["darts"]
+    from tenas_jax.spaces.registry import load_genotype
+
+    space, _ = load_genotype(architecture)
+    if space.name not in DEFAULT_RECIPES:
+        raise InputError(f"no recipe is for {space.name}: give one by --recipe")
+    return DEFAULT_RECIPES[space.name]
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Interruption]:
+    """Let SIGINT and SIGTERM be noted in this context, so that a step is not torn.
+
+    Yields:
+        What notes them. A second signal does what it did before.
+    """
+    interruption = Interruption()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        interruption.number = signal.Signals(number)
+        restore()
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    try:
+        yield interruption
+    finally:
+        restore()
+
+
+@contextlib.contextmanager
+def show_progress(console: Console) -> "Iterator[Callable[[Progress], None]]":
+    """A line for each epoch, and a bar over all steps where there is a terminal.
+
+    Args:
+        console: where to print.
+
+    Yields:
+        What `fit` calls with its progress.
+    """
+    with progress_bar(console) as bar:
+        task = bar.add_task("compiling")
+
+        def update(progress: "Progress") -> None:
+            speed = f"{progress.images_per_second:.0f} images/s"
+            bar.update(task, description=speed, completed=progress.step, total=progress.steps)
+            if progress.epoch_record is not None:
+                record = progress.epoch_record
+                say(
+                    console,
+                    f"epoch {record['epoch']}: loss {record['train_loss']:.4f}, accuracy "
+                    f"{record['train_accuracy']:.2%}, test loss {record['test_loss']:.4f}, test "
+                    f"accuracy {record['test_accuracy']:.2%}, {speed}",
+                )
+
+        yield update
+
+
+def _train(architecture: str, options: TrainOptions, output: Path) -> int:
+    # Bad flags and --help need not wait for what these import.
+    from tenas_jax.data.labeled import load_split
+    from tenas_jax.host.files import write_json
+    from tenas_jax.spaces.registry import get_space, load_genotype
+    from tenas_jax.training import loop
+    from tenas_jax.training.folder import epoch_records, open_output, training_of
+    from tenas_jax.training.steps import make_mesh, make_network
+
+    recipe = options.config
+    space, mask = load_genotype(architecture)
+    if space.name != get_space(recipe.space).name:
+        names = [name for name, each in RECIPES.items() if each.space == space.name]
+        raise InputError(
+            f"the architecture is of {space.name}, recipe {options.recipe} for {recipe.space}: "
+            f"use --recipe {' or '.join(names) or 'module:object, a Recipe of your own'}"
+        )
+    genotype = space.to_string(mask)
+    make_network(genotype, recipe)  # raises if there is no such network
+    # Of its warnings none is for the user.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    devices = configure_jax(options.machine)
+    make_mesh(devices, recipe.batch_size)  # raises if they cannot share it
+    console = Console(quiet=not is_main())
+    with shared_errors(), progress_bar(console) as bar:
+        task = bar.add_task("reading images")
+        split = load_split(
+            recipe, lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    training = training_of(genotype, recipe, split)
+    open_output(output, training, resume=options.resume)
+    say(
+        console,
+        f"{options.recipe}: {genotype}, {split.train.count} images to train on and "
+        f"{split.test.count} to evaluate on, {len(devices)} x {devices[0].device_kind}",
+    )
+    with interruptible() as interruption, show_progress(console) as progress:
+        finished = loop.fit(
+            training,
+            split,
+            devices,
+            output,
+            schedule=loop.Schedule(options.log_every, options.checkpoint_every, options.keep_last),
+            stopped=lambda: interruption.number is not None,
+            progress=progress,
+        )
+    if not finished:
+        # In a cluster another process may have been asked.
+        return 128 + (interruption.number or signal.SIGTERM)
+    if is_main():
+        records = epoch_records(output)
+        # Of equals the last, as for the checkpoints.
+        best = max(reversed(records), key=lambda record: record["test_accuracy"])
+        result = {"genotype": genotype, "recipe": options.recipe, "last": records[-1], "best": best}
+        write_json(output / "result.json", result)
+        say(
+            console,
+            f"test accuracy {records[-1]['test_accuracy']:.2%} at the end, at best "
+            f"{best['test_accuracy']:.2%} after epoch {best['epoch']}; files are in {output}",
+        )
+    return 0

@@ -1,0 +1,9 @@
+from .images import ImageSet as ImageSet
+from .images import image_set as image_set
+from .images import load_images as load_images
+from .labeled import LabeledImages as LabeledImages
+from .labeled import Split as Split
+from .labeled import load_split as load_split
+from .normalization import Normalization as Normalization
+from .sampling import sample_images as sample_images
+from .sampling import sample_patches as sample_patches

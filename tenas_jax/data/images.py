@@ -1,0 +1,295 @@
+"""Image sources: unlabeled uint8 images of one size, and the numbers that normalize them.
+
+TensorFlow Datasets is imported only when a `tfds:` source is asked for.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.resources
+import itertools
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from jaxtyping import Int, UInt8
+
+from tenas_jax.data.normalization import (
+    Channels,
+    known_normalization,
+    measured_normalization,
+)
+from tenas_jax.data.tfds import tfds_builder
+from tenas_jax.errors import InputError, first_line
+
+# The color photographs of everyday scenes that are files of the scikit-image wheel, so that
+# reading them needs no network. The right-hand motorcycle is left out: it repeats the left one.
+PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
+PHOTO_MIN_CONTRAST = 20.0  # standard deviation of some channel, in 0..255; a clear sky has less
+
+Image = UInt8[np.ndarray, "_ _ channels"]
+BILINEAR = PIL.Image.Resampling.BILINEAR
+IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images of one size and how to normalize them.
+
+    Attributes:
+        images: uint8 `[n, size, size, channels]`.
+        mean: of each channel, where 255 is 1.
+        std: standard deviation of each channel, in the same unit.
+        name: the source as the user wrote it.
+    """
+
+    images: UInt8[np.ndarray, "n size size channels"]
+    mean: Channels
+    std: Channels
+    name: str
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of shape and pixels, by which a resumed search notices other data."""
+        digest = hashlib.sha256(repr(self.images.shape).encode())
+        digest.update(np.ascontiguousarray(self.images).data)
+        return digest.hexdigest()
+
+
+def load_images(
+    source: str,
+    *,
+    image_size: int,
+    channels: int = 3,
+    limit: int,
+    seed: int,
+    minimum: int = 1,
+    data_dir: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> ImageSet:
+    """Images from a source, sampled, resized and with their normalization.
+
+    Images of another size are resized to `image_size` in both directions, without cropping, by
+    antialiased bilinear interpolation, as the original does for ImageNet. Of a source with more
+    than `limit` images a random sample is taken, in the order of the source.
+
+    Args:
+        source: `photos` (crops of photographs that come with scikit-image), `npz:PATH` (array
+            `x`, uint8, `[n, height, width, channels]`), `folder:PATH` (PNG, JPEG and WebP files,
+            in subfolders too) or `tfds:NAME` (train split of a TensorFlow data set).
+        image_size: height and width of the result in pixels.
+        channels: of the result: 3, or 1 for gray images; an archive may have any number.
+        limit: number of images at most.
+        seed: of the sample and of the crops.
+        minimum: number of images at least, as many as a batch needs.
+        data_dir: where TFDS keeps its data; its own default if `None`.
+        progress: called with (images read, images to read).
+
+    Returns:
+        The images with their mean and standard deviation: those the original uses for CIFAR and
+        ImageNet through TFDS, otherwise computed from the images returned.
+
+    Raises:
+        InputError: if the source is unknown, missing, unreadable, has the wrong form, too few
+            images, or a channel that never varies.
+
+    Example:
+        >>> photos = load_images("photos", image_size=16, limit=4, seed=0)
+        >>> photos.images.shape
+        (4, 16, 16, 3)
+    """
+    kind, _, argument = source.partition(":")
+    if channels not in (1, 3) and kind != "npz":
+        raise InputError(
+            f"image source {source!r} has 1 (gray) or 3 (color) channels, not {channels}: "
+            "give images of other channels as npz:PATH"
+        )
+    images: Iterator[Image]
+    match kind, argument:
+        case "photos", "":
+            count, images = limit, _photo_crops(image_size, seed)
+        case "npz", path if path:
+            count, images = npz_images(Path(path).expanduser(), limit, seed, channels)
+        case "folder", path if path:
+            count, images = _folder_images(Path(path).expanduser(), limit, seed)
+        case "tfds", name if name:
+            count, images = _tfds_images(name, limit, seed, data_dir)
+        case _:
+            raise InputError(
+                f"unknown image source {source!r}: use photos, npz:PATH, folder:PATH or tfds:NAME"
+            )
+    if count < minimum:
+        raise InputError(
+            f"image source {source!r} gives {count} images (limit {limit}), "
+            f"but a batch needs {minimum}: use more images or a smaller batch"
+        )
+    resized = np.empty((count, image_size, image_size, channels), np.uint8)
+    for i, image in enumerate(itertools.islice(images, count)):
+        resized[i] = _resize(_with_channels(image, channels), image_size)
+        if progress is not None:
+            progress(i + 1, count)
+    known = known_normalization(source) if channels == 3 else None
+    mean, std = known or measured_normalization(resized, source)
+    return ImageSet(resized, mean, std, source)
+
+
+def image_set(images: Any, name: str) -> ImageSet:
+    """Images that are arrays already, with their measured normalization.
+
+    Args:
+        images: uint8 array [n, size, size, channels].
+        name: what the result is called.
+
+    Raises:
+        InputError: they are no uint8 array [n, size, size, channels], or a channel never varies.
+    """
+    is_array = isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 4
+    if not is_array or images.shape[1] != images.shape[2] or 0 in images.shape:
+        kind = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else repr(images)
+        raise InputError(
+            f"images are {kind}: give a uint8 array of shape (n, size, size, channels)"
+        )
+    mean, std = measured_normalization(images, name)
+    return ImageSet(images, mean, std, name)
+
+
+def _sample(count: int, limit: int, seed: int) -> Int[np.ndarray, " taken"]:
+    if count <= limit:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).choice(count, limit, replace=False))
+
+
+def _with_channels(image: Image, channels: int) -> Image:
+    """A color image in gray where one channel is asked for, weighted as Pillow does."""
+    if channels == 1 and image.shape[-1] == 3:
+        return np.asarray(PIL.Image.fromarray(image).convert("L"))[..., None]
+    return image
+
+
+def _resize(image: Image, size: int) -> Image:
+    if image.shape[:2] == (size, size):
+        return image
+    # Pillow widens the filter when it shrinks an image, which is what prevents aliasing. It knows
+    # images of one or three channels.
+    parts = [image] if image.shape[-1] == 3 else np.split(image, image.shape[-1], -1)
+    resized = [
+        np.asarray(PIL.Image.fromarray(part.squeeze()).resize((size, size), BILINEAR))
+        for part in parts
+    ]
+    return resized[0] if image.shape[-1] == 3 else np.stack(resized, -1)
+
+
+def _photo_crops(size: int, seed: int) -> Iterator[Image]:
+    """Endless distinct square crops of 1/10 to 1/2 of a photograph, the photographs in turn."""
+    folder = importlib.resources.files("skimage") / "data"
+    photos = []
+    for name in PHOTOS:
+        with importlib.resources.as_file(folder / name) as path:
+            photos.append(PIL.Image.fromarray(read_image(path)))
+    rng = np.random.default_rng(seed)
+    seen: set[bytes] = set()
+    for photo in itertools.cycle(photos):
+        for _ in range(1000):
+            shorter = min(photo.size)
+            smallest = min(max(size, shorter // 10), shorter // 2)
+            side = round(smallest * (shorter / 2 / smallest) ** rng.random())
+            left, top = (int(rng.integers(extent - side + 1)) for extent in photo.size)
+            box = (left, top, left + side, top + side)
+            crop = np.asarray(photo.resize((size, size), BILINEAR, box))
+            if crop.std(axis=(0, 1)).max() >= PHOTO_MIN_CONTRAST and crop.tobytes() not in seen:
+                break
+        else:
+            raise InputError(
+                f"source 'photos' has no more than {len(seen)} distinct crops of {size} pixels: "
+                "use a lower limit"
+            )
+        seen.add(crop.tobytes())
+        yield crop
+
+
+def npz_images(path: Path, limit: int, seed: int, channels: int = 3) -> tuple[int, Iterator[Image]]:
+    """How many images of an archive are taken, and the images: a sample of at most `limit`."""
+    if not path.is_file():
+        raise InputError(f"no file {str(path)!r}: npz:PATH names an existing .npz file")
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{str(path)!r} is not an .npz file: write it with numpy.savez(PATH, x=x)")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if "x" not in archive:
+                arrays = ", ".join(archive) or "none"
+                raise InputError(f"{str(path)!r} has no array 'x' (its arrays: {arrays})")
+            x = archive["x"]
+    except InputError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"cannot read array 'x' of {str(path)!r}: {first_line(error)}") from error
+    fits = x.ndim == 4 and (x.shape[-1] == channels or (x.shape[-1], channels) == (3, 1))
+    if x.dtype != np.uint8 or not fits or 0 in x.shape[1:]:
+        raise InputError(
+            f"array 'x' of {str(path)!r} is {x.dtype} of shape {x.shape}: "
+            f"use uint8 of shape (n, height, width, {channels})"
+        )
+    chosen = _sample(len(x), limit, seed)
+    return len(chosen), (x[i] for i in chosen)
+
+
+def _folder_images(path: Path, limit: int, seed: int) -> tuple[int, Iterator[Image]]:
+    if not path.is_dir():
+        raise InputError(f"no folder {str(path)!r}: folder:PATH names a folder of images")
+    files = sorted(
+        (file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES),
+        key=lambda file: file.relative_to(path).as_posix(),
+    )
+    chosen = _sample(len(files), limit, seed)
+    return len(chosen), (read_image(files[i]) for i in chosen)
+
+
+def read_image(path: Path) -> Image:
+    """An image file as RGB: gray is repeated, a palette looked up, transparency dropped."""
+    try:
+        with PIL.Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):  # Pillow would clip these at 255
+                raise InputError(
+                    f"image {str(path)!r} has more than 8 bits per channel: convert it to 8 bits"
+                )
+            # Through RGBA, because Pillow warns when it drops the transparency of a palette.
+            opaque = image.convert("RGBA") if image.has_transparency_data else image
+            return np.asarray(opaque.convert("RGB"))
+    except InputError:
+        raise
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+        raise InputError(
+            f"cannot read image {str(path)!r}: {first_line(error)}; repair or remove it"
+        ) from error
+
+
+def _tfds_images(
+    name: str, limit: int, seed: int, data_dir: str | None
+) -> tuple[int, Iterator[Image]]:
+    builder = tfds_builder(name, data_dir)
+    import tensorflow_datasets as tfds  # type: ignore[import-untyped]
+
+    if "train" not in builder.info.splits:
+        raise InputError(
+            f"TFDS data set {name!r} has no split 'train' (its splits: "
+            f"{', '.join(builder.info.splits)})"
+        )
+    features = dict(builder.info.features.items())
+    if not isinstance(features.get("image"), tfds.features.Image):
+        raise InputError(
+            f"TFDS data set {name!r} has no images 'image' (its features: {', '.join(features)})"
+        )
+    total = builder.info.splits["train"].num_examples
+    count = min(total, limit)
+    # TFDS shuffles the records as it prepares them: consecutive ones are a random sample, and
+    # to read them takes no more than the files they are in.
+    start = int(np.random.default_rng(seed).integers(total - count + 1))
+    records = builder.as_dataset(split=f"train[{start}:{start + count}]")
+    return count, (
+        np.broadcast_to(record["image"], (*record["image"].shape[:2], 3))
+        for record in tfds.as_numpy(records)
+    )

@@ -1,0 +1,421 @@
+"""Labeled images for training: sources, the held-out part, and batches in a reproducible order."""
+
+import hashlib
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jaxtyping import Array, Bool, Int, UInt8
+from PIL import Image, ImageOps
+
+from tenas_jax.data.images import IMAGE_SUFFIXES, npz_images, read_image
+from tenas_jax.data.normalization import (
+    Normalization,
+    known_normalization,
+    measured_normalization,
+)
+from tenas_jax.data.tfds import tfds_builder
+from tenas_jax.errors import InputError
+
+IN_MEMORY = 4 << 30  # bytes; of larger data sets each batch is read when it is due
+HELD_OUT = 6  # one image of so many, as in CIFAR
+READERS = 16
+AHEAD = 2  # batches read while the devices compute
+SAMPLE = 4096  # images from which mean and standard deviation are computed
+
+NumPyBatch = tuple[UInt8[np.ndarray, "n size size 3"], Int[np.ndarray, " n"]]
+Batch = tuple[UInt8[Array, "n size size 3"], Int[Array, " n"]]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class LabeledImages:
+    """Images of one size with their classes, read when they are asked for.
+
+    Attributes:
+        count: number of images.
+        classes: names of the classes; a label is an index of them.
+        take: the images and labels of given indices.
+        fingerprint: differs for other data.
+    """
+
+    count: int
+    classes: tuple[str, ...]
+    take: Callable[[Int[np.ndarray, " n"]], NumPyBatch]
+    fingerprint: str
+
+
+@runtime_checkable
+class Wanted(Protocol):
+    """What a recipe says about its data; see `tenas_jax.training.recipes.Recipe`."""
+
+    @property
+    def data(self) -> str:
+        """Source of the images."""
+
+    @property
+    def test_data(self) -> str | None:
+        """Source of the images to evaluate on; None: a part of `data`."""
+
+    @property
+    def data_dir(self) -> str | None:
+        """Where TFDS keeps its data."""
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the data."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a step."""
+
+    @property
+    def read_size(self) -> int:
+        """Side of the images that are read, in pixels."""
+
+
+class Split(NamedTuple):
+    """What is trained on and what is evaluated on, and how both are normalized."""
+
+    train: LabeledImages
+    test: LabeledImages
+    normalization: Normalization
+
+
+class _Source(NamedTuple):
+    """Images of any size, in the order of the source."""
+
+    labels: Int[np.ndarray, " n"]
+    classes: tuple[str, ...]
+    read: Callable[[int], UInt8[np.ndarray, "_ _ 3"]]
+
+
+def load_split(recipe: Wanted, progress: Progress | None = None) -> Split:
+    """The data of a recipe.
+
+    Args:
+        recipe: names the sources, the number of classes and the size of the images.
+        progress: called with (images read, images to read), anew for each part.
+
+    Returns:
+        Training and test images of side `recipe.read_size`; mean and standard deviation are those
+            that are published for CIFAR and ImageNet through TFDS, otherwise those of the training
+            images, or of 4,096 of them.
+
+    Raises:
+        InputError: a source cannot be used, has another number of classes or too few images.
+    """
+    kind, name = _parse(recipe.data)
+    if kind == "tfds":
+        train = _tfds(name, "train", recipe, progress)
+        test = None if recipe.test_data else _tfds_held_out(name, recipe, progress)
+    else:
+        source = _OPEN[kind](Path(name).expanduser())
+        held_out = held_out_part(source.labels) if recipe.test_data is None else None
+        everything = np.arange(len(source.labels))
+        chosen = everything if held_out is None else everything[~held_out]
+        train = _labeled(source, chosen, recipe.read_size, progress)
+        test = None
+        if held_out is not None:
+            test = _labeled(source, everything[held_out], recipe.read_size, progress)
+    if len(train.classes) != recipe.num_classes:
+        raise InputError(
+            f"{recipe.data} has {len(train.classes)} classes, the recipe {recipe.num_classes}: "
+            f"use --num-classes {len(train.classes)} or other data"
+        )
+    if train.count < recipe.batch_size:
+        raise InputError(
+            f"{recipe.data} has {train.count} images to train on, a batch {recipe.batch_size}: "
+            "use a smaller --batch-size or more images"
+        )
+    if test is None:
+        assert recipe.test_data is not None
+        test = load_test_data(recipe.test_data, recipe, train.classes, progress)
+    known = known_normalization(recipe.data)
+    return Split(train, test, known or measured_normalization(_sample(train), recipe.data))
+
+
+def load_test_data(
+    source: str, recipe: Wanted, classes: Sequence[str], progress: Progress | None = None
+) -> LabeledImages:
+    """All images of a source, of `tfds:NAME` those of its split validation or test.
+
+    Args:
+        source: as in a recipe.
+        recipe: says how large the images are and where TFDS keeps its data.
+        classes: names of the classes that a network knows.
+        progress: called with (images read, images to read).
+
+    Returns:
+        Images of side `recipe.read_size`.
+
+    Raises:
+        InputError: the source cannot be used or has other classes.
+    """
+    kind, name = _parse(source)
+    if kind == "tfds":
+        test = _tfds_held_out(name, recipe, progress)
+    else:
+        opened = _OPEN[kind](Path(name).expanduser())
+        test = _labeled(opened, np.arange(len(opened.labels)), recipe.read_size, progress)
+    # Arrays do not name their classes, and a part may lack the last ones.
+    complete = kind == "npz" or len(test.classes) == len(classes)
+    if not complete or test.classes != tuple(classes[: len(test.classes)]):
+        raise InputError(
+            f"{source} has other classes ({_some(test.classes)}) than the training images "
+            f"({_some(classes)}): use data of the same classes"
+        )
+    return test
+
+
+def held_out_part(labels: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+    """Which images are evaluated on where a source does not say: of each class the last sixth.
+
+    Args:
+        labels: the class of each image, in the order of the source.
+
+    Returns:
+        Whether each is held out.
+
+    Raises:
+        InputError: no class has six images.
+
+    Example:
+        >>> held_out_part(np.array([0] * 6 + [1] * 6)).nonzero()[0]
+        array([ 5, 11])
+    """
+    held_out = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        images = np.flatnonzero(labels == label)
+        held_out[images[len(images) - len(images) // HELD_OUT :]] = True
+    if not held_out.any():
+        raise InputError(
+            f"no class has the {HELD_OUT} images of which one can be held out: give --test-data"
+        )
+    return held_out
+
+
+def epoch_order(count: int, *, seed: int, epoch: int) -> Int[np.ndarray, " count"]:
+    """The order in which an epoch takes the images, a function of its arguments alone.
+
+    Args:
+        count: number of images.
+        seed: of the training.
+        epoch: from 0.
+
+    Returns:
+        A permutation of the indices.
+
+    Example:
+        >>> epoch_order(4, seed=0, epoch=1)
+        array([3, 0, 2, 1])
+    """
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def batches(
+    images: LabeledImages, order: Int[np.ndarray, " n"], batch_size: int, sharding: NamedSharding
+) -> Iterator[Batch]:
+    """Full batches on the devices, read ahead; a rest that fills none is left out.
+
+    Args:
+        images: to take from.
+        order: indices of the images.
+        batch_size: images of all devices together.
+        sharding: how a batch is spread over the devices; each process reads only what is its own.
+
+    Yields:
+        Images and labels.
+    """
+    rows = order[: len(order) // batch_size * batch_size].reshape(-1, batch_size)
+    with ThreadPoolExecutor(1) as reader:
+        due: deque[Future[Batch]] = deque()
+        try:
+            for row in rows:
+                due.append(reader.submit(_place, images, row, sharding))
+                if len(due) > AHEAD:
+                    yield due.popleft().result()
+            while due:
+                yield due.popleft().result()
+        finally:
+            reader.shutdown(cancel_futures=True)
+
+
+def _place(images: LabeledImages, row: Int[np.ndarray, " n"], sharding: NamedSharding) -> Batch:
+    parts = [
+        jax.device_put(images.take(row[index]), device)
+        for device, index in sharding.addressable_devices_indices_map(row.shape).items()
+    ]
+    whole = jax.make_array_from_single_device_arrays
+    pixels, labels = zip(*parts, strict=True)
+    shape = (len(row), *pixels[0].shape[1:])
+    return whole(shape, sharding, list(pixels)), whole(row.shape, sharding, list(labels))
+
+
+def _parse(source: str) -> tuple[str, str]:
+    kind, _, name = source.partition(":")
+    if kind not in (*_OPEN, "tfds") or not name:
+        raise InputError(
+            f"unknown source of labeled images {source!r}: use npz:PATH, folder:PATH or tfds:NAME"
+        )
+    return kind, name
+
+
+def _open_npz(path: Path) -> _Source:
+    _, images = npz_images(path, sys.maxsize, 0)
+    x = list(images)
+    with np.load(path, allow_pickle=False) as archive:
+        if "y" not in archive:
+            raise InputError(f"{str(path)!r} has no array 'y': training needs the labels")
+        try:
+            y = archive["y"]
+        except ValueError as error:  # Python objects
+            raise InputError(f"cannot read array 'y' of {str(path)!r}: {error}") from error
+    if y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer) or not len(y) or y.min() < 0:
+        raise InputError(
+            f"array 'y' of {str(path)!r} is {y.dtype} of shape {y.shape}: "
+            f"use integers of at least 0, of shape ({len(x)},)"
+        )
+    return _Source(y.astype(np.int32), tuple(map(str, range(y.max() + 1))), x.__getitem__)
+
+
+def _open_folder(path: Path) -> _Source:
+    if not path.is_dir():
+        raise InputError(f"no folder {str(path)!r}: folder:PATH names a folder of images")
+    folders = sorted(
+        each for each in path.iterdir() if each.is_dir() and not each.name.startswith(".")
+    )
+    files = [
+        (file, label)
+        for label, folder in enumerate(folders)
+        for file in sorted(folder.rglob("*"))
+        if file.suffix.lower() in IMAGE_SUFFIXES
+    ]
+    if not files:
+        raise InputError(f"{str(path)!r} has no images in folders: make a folder for each class")
+    return _Source(
+        np.array([label for _, label in files], np.int32),
+        tuple(folder.name for folder in folders),
+        lambda index: read_image(files[index][0]),
+    )
+
+
+_OPEN: dict[str, Callable[[Path], _Source]] = {"npz": _open_npz, "folder": _open_folder}
+
+
+def _tfds_held_out(name: str, recipe: Wanted, progress: Progress | None) -> LabeledImages:
+    splits = tfds_builder(name, recipe.data_dir).info.splits
+    for split in ("validation", "test"):
+        if split in splits:
+            return _tfds(name, split, recipe, progress)
+    raise InputError(
+        f"TFDS data set {name!r} has no split validation or test (its splits: "
+        f"{', '.join(splits)}): give --test-data"
+    )
+
+
+def _tfds(name: str, split: str, recipe: Wanted, progress: Progress | None) -> LabeledImages:
+    builder = tfds_builder(name, recipe.data_dir)
+    features = builder.info.features
+    if split not in builder.info.splits or not {"image", "label"} <= set(features):
+        raise InputError(
+            f"TFDS data set {name!r} has no split {split!r} of 'image' and 'label' (its splits: "
+            f"{', '.join(builder.info.splits)}; its features: {', '.join(features)})"
+        )
+    count, classes = builder.info.splits[split].num_examples, tuple(features["label"].names)
+    fits = _fits(count, recipe.read_size)
+    if not fits:
+        builder = tfds_builder(name, recipe.data_dir, at_random=True)
+    try:
+        stored = builder.as_data_source(split)
+    except NotImplementedError as error:
+        if not fits:
+            raise InputError(
+                f"TFDS data set {name!r} is too large for the memory and its files are not for "
+                "reading at random: prepare it with file_format='array_record' in another "
+                "--data-dir"
+            ) from error
+        import tensorflow_datasets as tfds  # type: ignore[import-untyped]
+
+        stored = tfds.as_numpy(builder.as_dataset(split=split))
+
+    def example(record: Mapping[str, Any]) -> tuple[UInt8[np.ndarray, "size size 3"], int]:
+        image = record["image"]
+        rgb = np.broadcast_to(image, (*image.shape[:2], 3))
+        return _fit(rgb, recipe.read_size), int(record["label"])
+
+    if fits:
+        images, labels = zip(*map(example, stored), strict=True)
+        source = _Source(np.array(labels, np.int32), classes, images.__getitem__)
+        return _labeled(source, np.arange(count), recipe.read_size, progress)
+    pool = ThreadPoolExecutor(READERS)
+
+    def take(indices: Int[np.ndarray, " n"]) -> NumPyBatch:
+        chosen = pool.map(lambda index: example(stored[index]), indices.tolist())
+        images, labels = zip(*chosen, strict=True)
+        return np.stack(images), np.array(labels, np.int32)
+
+    # To read all of it would take too long.
+    digest = hashlib.sha256(f"{builder.info.full_name} {split} {count}".encode())
+    return LabeledImages(count, classes, take, digest.hexdigest())
+
+
+def _labeled(
+    source: _Source, chosen: Int[np.ndarray, " n"], size: int, progress: Progress | None
+) -> LabeledImages:
+    labels = source.labels[chosen]
+    digest = hashlib.sha256(repr((len(labels), size, source.classes)).encode())
+    digest.update(labels.tobytes())
+
+    def read(index: int) -> UInt8[np.ndarray, "size size 3"]:
+        return _fit(source.read(int(chosen[index])), size)
+
+    pool = ThreadPoolExecutor(READERS)
+    if not _fits(len(labels), size):
+
+        def take(indices: Int[np.ndarray, " n"]) -> NumPyBatch:
+            return np.stack(list(pool.map(read, indices.tolist()))), labels[indices]
+
+        return LabeledImages(len(labels), source.classes, take, digest.hexdigest())
+
+    images = np.empty((len(labels), size, size, 3), np.uint8)
+    with pool:
+        for index, image in enumerate(pool.map(read, range(len(labels)))):
+            images[index] = image
+            if progress is not None:
+                progress(index + 1, len(labels))
+    digest.update(images.data)
+    return LabeledImages(
+        len(labels),
+        source.classes,
+        lambda indices: (images[indices], labels[indices]),
+        digest.hexdigest(),
+    )
+
+
+def _fits(count: int, size: int) -> bool:
+    return count * size * size * 3 <= IN_MEMORY
+
+
+def _fit(image: UInt8[np.ndarray, "_ _ 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """The largest square in the middle, resized."""
+    if image.shape[:2] == (size, size):
+        return image
+    return np.asarray(ImageOps.fit(Image.fromarray(image), (size, size), Image.Resampling.BILINEAR))
+
+
+def _sample(images: LabeledImages) -> UInt8[np.ndarray, "n size size 3"]:
+    count = min(images.count, SAMPLE)
+    return images.take(np.linspace(0, images.count - 1, count).astype(int))[0]
+
+
+def _some(classes: Iterable[str]) -> str:
+    names = list(classes)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

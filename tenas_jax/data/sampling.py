@@ -1,0 +1,142 @@
+"""Random batches drawn on the device: augmented images, and patches of one channel."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
+
+from tenas_jax.errors import InputError
+
+Channels = tuple[float, ...] | Float[Array, "channels"]
+
+
+def sample_images(
+    key: PRNGKeyArray,
+    images: UInt8[Array, "count height width channels"],
+    n: int,
+    *,
+    padding: int,
+    mean: Channels,
+    std: Channels,
+) -> Float[Array, "n height width channels"]:
+    """A batch of distinct images, each randomly flipped, cropped and then normalized.
+
+    The crop is of the image within a border of black pixels, at its own size. As in the original
+    the border is added before normalization (lib/datasets/get_dataset_with_transform.py:97), so
+    that it becomes -mean / std.
+
+    Args:
+        key: of the choice, the flips and the crops.
+        images: all images.
+        n: number of images in the batch.
+        padding: width of the border in pixels.
+        mean: of each channel, where 255 is 1.
+        std: standard deviation of each channel, in the same unit.
+
+    Returns:
+        The batch, float32 `[n, height, width, channels]`.
+
+    Raises:
+        InputError: if there are fewer than `n` images.
+
+    Example:
+        >>> images = jnp.full((4, 8, 8, 3), 255, jnp.uint8)
+        >>> half = (0.5, 0.5, 0.5)
+        >>> batch = sample_images(jax.random.key(0), images, 2, padding=0, mean=half, std=half)
+        >>> batch.shape, float(batch.min())
+        ((2, 8, 8, 3), 1.0)
+    """
+    count = images.shape[0]
+    if n > count:
+        raise InputError(f"a batch of {n} distinct images needs {n} images, not {count}")
+    choice_key, flip_key, offset_key = jax.random.split(key, 3)
+    chosen = images[_shuffled_epochs(choice_key, count, n)]
+    flips = jax.random.bernoulli(flip_key, shape=(n,))
+    offsets = jax.random.randint(offset_key, (n, 2), 0, 2 * padding + 1)
+    augmented = jax.vmap(partial(_flip_and_crop, padding=padding))(chosen, flips, offsets)
+    axes = (1, 1, 1, -1)
+    return (_unit(augmented) - _floats(mean).reshape(axes)) / _floats(std).reshape(axes)
+
+
+def sample_patches(
+    key: PRNGKeyArray,
+    images: UInt8[Array, "count height width channels"],
+    n: int,
+    *,
+    size: int = 3,
+    channels: int = 1,
+    mean: Channels,
+    std: Channels,
+) -> Float[Array, "n size size channels_of_patch"]:
+    """Normalized square patches, which the linear regions are counted on.
+
+    As in the original (lib/procedures/linear_region_counter.py:53) every patch draws its own
+    position and channel, and no image is used again before all have been used.
+
+    Args:
+        key: of the images, positions and channels.
+        images: all images.
+        n: number of patches; there may be fewer images than that.
+        size: height and width of a patch in pixels.
+        channels: 1, one at random as in the original, or all of the images'.
+        mean: of each channel, where 255 is 1.
+        std: standard deviation of each channel, in the same unit.
+
+    Returns:
+        The patches, float32 `[n, size, size, channels]`.
+
+    Raises:
+        InputError: if the images are smaller than a patch.
+
+    Example:
+        >>> images = jnp.full((4, 8, 8, 3), 255, jnp.uint8)
+        >>> half = (0.5, 0.5, 0.5)
+        >>> patches = sample_patches(jax.random.key(0), images, 10, mean=half, std=half)
+        >>> patches.shape, float(patches.min())
+        ((10, 3, 3, 1), 1.0)
+    """
+    count, height, width, all_channels = images.shape
+    if size > min(height, width):
+        raise InputError(f"patches of {size} pixels do not fit images of {height} x {width}")
+    if channels not in (1, all_channels):
+        raise InputError(f"patches have 1 or {all_channels} channels, not {channels}")
+    choice_key, top_key, left_key, channel_key = jax.random.split(key, 4)
+    index = _shuffled_epochs(choice_key, count, n)
+    top = jax.random.randint(top_key, (n,), 0, height - size + 1)
+    left = jax.random.randint(left_key, (n,), 0, width - size + 1)
+    channel = jax.random.randint(channel_key, (n,), 0, all_channels - channels + 1)
+
+    cut = partial(lax.dynamic_slice, images, slice_sizes=(1, size, size, channels))
+    patches = jax.vmap(cut)((index, top, left, channel)).reshape(n, size, size, channels)
+    chosen = channel[:, None] + jnp.arange(channels)[None]
+    mean_of_patch, std_of_patch = (_floats(each)[chosen][:, None, None] for each in (mean, std))
+    return (_unit(patches) - mean_of_patch) / std_of_patch
+
+
+def _shuffled_epochs(key: PRNGKeyArray, count: int, n: int) -> Int[Array, " n"]:
+    """The first `n` of the indices 0..count-1, shuffled, then shuffled again, and so on."""
+    epochs = -(-n // count)
+    shuffle = partial(jax.random.permutation, x=count)
+    return jax.vmap(shuffle)(jax.random.split(key, epochs)).reshape(-1)[:n]
+
+
+def _flip_and_crop(
+    image: UInt8[Array, "height width channels"],
+    flip: Bool[Array, ""],
+    offset: Int[Array, "2"],
+    *,
+    padding: int,
+) -> UInt8[Array, "height width channels"]:
+    flipped = jnp.where(flip, image[:, ::-1], image)
+    padded = jnp.pad(flipped, ((padding, padding), (padding, padding), (0, 0)))
+    return lax.dynamic_slice(padded, (offset[0], offset[1], 0), image.shape)
+
+
+def _unit(pixels: UInt8[Array, "..."]) -> Float[Array, "..."]:
+    return pixels.astype(jnp.float32) / 255
+
+
+def _floats(channels: Channels) -> Float[Array, "channels"]:
+    return jnp.asarray(channels, jnp.float32)

@@ -1,0 +1,5 @@
+"""What a run needs of its host: devices, processes, files, kept programs."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,99 @@
+"""Traced programs, kept from one run to the next.
+
+JAX's compilation cache saves a second run the compilation, but not the tracing that finds out what
+to look up there, which for a supernet takes longer than all else before the first measurement.
+"""
+
+import contextlib
+import hashlib
+import os
+import platform
+import uuid
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax import export
+
+import tenas_jax
+
+PACKAGES = ("jax", "jaxlib", "flax", "neural-tangents", "numpy")
+
+
+def traced(function: jax.stages.Wrapped, identity: str | None, *arguments: Any) -> export.Exported:
+    """A function as a program, traced here or in an earlier run.
+
+    Programs are kept in the folder of JAX's compilation cache, if there is one.
+
+    Args:
+        function: what `jax.jit` returned.
+        identity: what its program depends on, besides the arguments' shapes, JAX's settings and the
+            source code of packages; None: unknown, so that it is not kept.
+        *arguments: what it is called with, arrays.
+
+    Returns:
+        The program; `jax.jit` takes its `call`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> program = traced(jax.jit(jnp.square), "square", jnp.ones(3))
+        >>> program.call(jnp.arange(3.0)).tolist()
+        [0.0, 1.0, 4.0]
+    """
+    settings = jax.config.values
+    folder = settings["jax_compilation_cache_dir"]
+    if folder is None or identity is None:
+        return export.export(function)(*arguments)
+    shapes = [(x.shape, x.dtype, getattr(x, "sharding", None)) for x in jax.tree.leaves(arguments)]
+    made_by = sorted(settings.items()), os.environ.get("XLA_FLAGS"), versions(), _source()
+    parts = (identity, shapes, jax.devices(), made_by)
+    path = Path(folder) / f"traced-{hashlib.sha256(repr(parts).encode()).hexdigest()}"
+    kept = _read(path)
+    if kept is not None:
+        return export.deserialize(kept)
+    program = export.export(function)(*arguments)
+    with contextlib.suppress(OSError):  # as for JAX's own entries: what is not kept is made again
+        _write(path, program.serialize())
+    return program
+
+
+def versions() -> dict[str, str]:
+    """The versions of what programs are made by and run on.
+
+    Returns:
+        Versions by the names of packages, and of Python.
+
+    Example:
+        >>> sorted(versions())
+        ['flax', 'jax', 'jaxlib', 'neural-tangents', 'numpy', 'python', 'tenas_jax']
+    """
+    packages = {name: metadata.version(name) for name in PACKAGES}
+    return {**packages, "python": platform.python_version(), "tenas_jax": tenas_jax.__version__}
+
+
+def _source() -> list[str]:
+    """This package's files, of which a program is made."""
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+
+
+def _read(path: Path) -> bytearray | None:
+    """What `_write` wrote, if it is there and undamaged."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    size = hashlib.sha256().digest_size
+    digest, program = content[:size], content[size:]
+    return bytearray(program) if digest == hashlib.sha256(program).digest() else None
+
+
+def _write(path: Path, program: bytearray) -> None:
+    """Write a file whole or not at all, even if another process is about to."""
+    unfinished = path.with_name(f"{path.name}-{uuid.uuid4()}")
+    try:
+        unfinished.write_bytes(hashlib.sha256(program).digest() + program)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,146 @@
+"""One draw of weights and images, which all metrics of a measurement share."""
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+from tenas_jax.errors import InputError
+from tenas_jax.metrics.activations import executed_patterns
+from tenas_jax.metrics.ntk import ApplyFn, empirical_ntk, is_weight
+from tenas_jax.metrics.proxies import cross_entropy
+
+
+class Draw:
+    """A model with one draw of its weights, and the images it is measured on.
+
+    This is what the function of a `Metric` gets. Everything is computed when it is first asked for
+    and then kept, so that metrics share the kernel, the patterns and the images, and what none of
+    them asks for costs nothing. Ask for it outside of `jax.lax.cond`, `jax.lax.scan` and the like.
+
+    Args:
+        apply_fn: maps `(params, x)` to the logits [n, classes].
+        params: the weights.
+        x: the images [n, h, w, channels], or whatever else `apply_fn` takes.
+        labels: class of each sample, where the data has classes.
+        second_batch: more samples like `x`, for metrics that compare two batches.
+        key: for what a metric draws at random; a draw of its own is
+            `jax.random.fold_in(draw.key, 1)`.
+        mask: the operators kept, where the model is the supernet of a search space.
+
+    Example:
+        >>> apply_fn = lambda params, x: jax.nn.relu(x @ params["kernel"])
+        >>> draw = Draw(apply_fn, {"kernel": jnp.eye(2)}, jnp.eye(2))
+        >>> draw.kernel.tolist(), draw.patterns.tolist()
+        ([[1.0, 0.0], [0.0, 1.0]], [[True, False], [False, True]])
+    """
+
+    def __init__(
+        self,
+        apply_fn: ApplyFn,
+        params: PyTree,
+        x: Any,
+        *,
+        labels: Any = None,
+        second_batch: Any = None,
+        key: Key[Array, ""] | None = None,
+        mask: Bool[Array, "cell edge op"] | None = None,
+    ) -> None:
+        self._given = {"params": params, "x": x, "labels": labels, "second_batch": second_batch}
+        self.logits = apply_fn
+        self.key = jax.random.key(0) if key is None else key
+        self.mask = mask
+
+    @cached_property
+    def params(self) -> PyTree[Float[Array, "..."]]:
+        """The weights."""
+        return self._given["params"]
+
+    @cached_property
+    def x(self) -> Any:
+        """The samples, normalized images [n, h, w, channels] in a search."""
+        return self._given["x"]
+
+    @cached_property
+    def second_batch(self) -> Any:
+        """Other samples, as many as `x` has in a search."""
+        return self._require("second_batch", "a second batch")
+
+    @cached_property
+    def labels(self) -> Int[Array, "n"]:
+        """The class of each sample; in a search they are drawn at random."""
+        labels: Array = self._require("labels", "labels")
+        return labels
+
+    @cached_property
+    def kernel(self) -> Float[Array, "n n"]:
+        """The empirical NTK of the summed logits over `x`; see `empirical_ntk`."""
+        return empirical_ntk(self.logits, self.params, self.x)
+
+    @cached_property
+    def patterns(self) -> Bool[Array, "n neurons"]:
+        """Which ReLU is active for which sample of `x`.
+
+        Neurons of pruned operators are not in the network; their columns copy that of a neuron that
+        is.
+        """
+        patterns, counts = self._patterns_and_counts
+        return jnp.where(counts[None] > 0, patterns, patterns[:, [jnp.argmax(counts)]])
+
+    @cached_property
+    def neuron_counts(self) -> Int[Array, "neurons"]:
+        """How many times each neuron of `patterns` is in the network; 0 for pruned operators."""
+        return self._patterns_and_counts[1]
+
+    @cached_property
+    def _patterns_and_counts(self) -> tuple[Bool[Array, "n neurons"], Int[Array, "neurons"]]:
+        patterns, executed = executed_patterns(self.logits)(self.params, self.x)
+        return patterns, executed.astype(int)
+
+    @property
+    def region_patterns(self) -> Bool[Array, "sample neurons"]:
+        """The activation patterns that linear regions are counted by.
+
+        In a search they are those of the space's region network on small patches; see
+        `tenas_jax.linear_regions`.
+        """
+        return self.patterns
+
+    def features(self) -> list[Float[Array, "n h w channels"]]:
+        """The images after each cell of the network.
+
+        Raises:
+            InputError: the network does not hand them out.
+        """
+        raise InputError("a plain model has no cells: features need a search space")
+
+    def logits_without_normalization(self, params: PyTree, x: Any) -> Float[Array, "n classes"]:
+        """The logits with every normalization layer replaced by the identity, in a search."""
+        return self.logits(params, x)
+
+    @cached_property
+    def layers(self) -> PyTree[Float[Array, "..."]]:
+        """The weights with one leaf per layer, for metrics that treat each layer alone."""
+        return self.params
+
+    def logits_of_layers(self, layers: PyTree, x: Any) -> Float[Array, "n classes"]:
+        """The logits as a function of `layers`."""
+        return self.logits(layers, x)
+
+    @cached_property
+    def gradient(self) -> PyTree[Float[Array, "..."]]:
+        """The gradient of the mean cross-entropy by `layers`."""
+        return jax.grad(cross_entropy)(self.layers, self.logits_of_layers, self.x, self.labels)
+
+    @property
+    def is_kernel(self) -> Callable[[tuple[Any, ...]], bool]:
+        """Whether the parameter at a path takes part in metrics of gradients."""
+        return is_weight
+
+    def _require(self, name: str, what: str) -> Any:
+        if self._given[name] is None:
+            raise InputError(f"this metric needs {what}: give {name}=")
+        return self._given[name]

@@ -1,0 +1,237 @@
+"""The metrics that architectures can be scored by: one function and one entry for each."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from tenas_jax.architectures.space import Masks, SearchSpace
+from tenas_jax.errors import InputError
+from tenas_jax.metrics import proxies
+from tenas_jax.metrics.draw import Draw
+from tenas_jax.metrics.flops import flops
+from tenas_jax.metrics.ntk import condition_number
+from tenas_jax.metrics.regions import count_linear_regions
+from tenas_jax.resolve import require_names, resolve
+
+# What a measurement says of a row besides its metrics.
+_RESERVED = ("cell", "edge", "genotype", "importance", "op", "repeat", "round")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of an architecture.
+
+    Args:
+        name: its name on the command line and in files.
+        direction: +1 where higher is better, -1 where lower is.
+        measure: a scalar of a `Draw`, a pure function that JAX can trace.
+        label: its name in plots and tables; empty: `name`.
+        source: where it comes from.
+        positive: whether all its values are positive, as logarithms of it need.
+        count: where a metric does not depend on a draw, a function of `(space, masks)` that returns
+            an exact number for each mask; it runs on the host, instead of `measure`.
+
+    Raises:
+        InputError: the name or the direction cannot be used, or there is no function.
+
+    Example:
+        >>> Metric("largest", +1, lambda draw: jnp.linalg.eigvalsh(draw.kernel)[-1]).label
+        'largest'
+        >>> Metric("a,b", +1, lambda draw: 0.0)
+        Traceback (most recent call last):
+        ...
+        tenas_jax.errors.InputError: metric 'a,b': use letters, digits, '_', '.' and '-' only
+    """
+
+    name: str
+    direction: int
+    measure: Callable[[Draw], Any] | None = None
+    label: str = ""
+    source: str = ""
+    positive: bool = False
+    count: Callable[[SearchSpace, Masks], Any] | None = None
+
+    def __post_init__(self) -> None:
+        require_names("metric", [self.name])
+        if self.name in _RESERVED:
+            raise InputError(f"metric {self.name!r}: files use this name, choose another")
+        if self.direction not in (-1, 1):
+            raise InputError(
+                f"metric {self.name!r} has direction {self.direction!r}: give +1 where higher is "
+                "better, -1 where lower is"
+            )
+        if not (callable(self.measure) or callable(self.count)):
+            raise InputError(f"metric {self.name!r} has no function: give measure= or count=")
+        object.__setattr__(self, "label", self.label or self.name)
+
+
+def _zico(draw: Draw) -> Array:
+    half = len(draw.labels) // 2
+
+    def halves(x: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf[: 2 * half].reshape(2, half, *leaf.shape[1:]), x)
+
+    return proxies.zico(
+        draw.logits_of_layers,
+        draw.layers,
+        halves(draw.x),
+        halves(draw.labels),
+        select=draw.is_kernel,
+    )
+
+
+def _synflow(draw: Draw) -> Array:
+    ones = jax.tree.map(lambda leaf: jnp.ones((1, *leaf.shape[1:]), leaf.dtype), draw.x)
+    return proxies.synflow(
+        draw.logits_without_normalization, draw.params, ones, select=draw.is_kernel
+    )
+
+
+def _flops(draw: Draw) -> int:
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), draw.x)
+    return flops(draw.logits, draw.params, one)
+
+
+KAPPA = Metric(
+    "kappa",
+    -1,
+    lambda draw: condition_number(draw.kernel),
+    "NTK condition number",
+    "Chen et al. 2021, eq. 3",
+    positive=True,
+)
+REGIONS = Metric(
+    "regions",
+    +1,
+    lambda draw: count_linear_regions(draw.region_patterns),
+    "linear regions",
+    "Chen et al. 2021, eq. 4",
+    positive=True,
+)
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        KAPPA,
+        REGIONS,
+        Metric(
+            "ntk_trace",
+            +1,
+            lambda draw: proxies.ntk_trace(draw.kernel),
+            "NTK trace",
+            "Shu et al. 2022, NASI",
+            positive=True,
+        ),
+        Metric(
+            "ntk_mean_eigenvalue",
+            +1,
+            lambda draw: proxies.ntk_mean_eigenvalue(draw.kernel),
+            "mean NTK eigenvalue",
+            "Shu et al. 2022, NASI",
+            positive=True,
+        ),
+        Metric(
+            "naswot",
+            +1,
+            lambda draw: proxies.naswot(draw.patterns, counts=draw.neuron_counts),
+            "NASWOT",
+            "Mellor et al. 2021",
+        ),
+        Metric(
+            "swap",
+            +1,
+            lambda draw: proxies.swap(draw.patterns),
+            "SWAP",
+            "Peng et al. 2024",
+            positive=True,
+        ),
+        Metric("synflow", +1, _synflow, "log synflow", "Tanaka et al. 2020"),
+        Metric(
+            "grad_norm",
+            +1,
+            lambda draw: proxies.sum_of_norms(draw.gradient, draw.is_kernel),
+            "gradient norm",
+            "Abdelfattah et al. 2021",
+            positive=True,
+        ),
+        Metric(
+            "snip",
+            +1,
+            lambda draw: proxies.saliency(draw.layers, draw.gradient, draw.is_kernel),
+            "SNIP",
+            "Lee et al. 2019; Abdelfattah et al. 2021",
+            positive=True,
+        ),
+        Metric("zico", +1, _zico, "ZiCo", "Li et al. 2023"),
+        Metric(
+            "parameters",
+            +1,
+            lambda draw: proxies.parameters(draw.params),
+            "parameters",
+            "trivial",
+            positive=True,
+            count=lambda space, masks: space.costs(masks).parameters,
+        ),
+        Metric(
+            "flops",
+            +1,
+            _flops,
+            "FLOPs",
+            "trivial",
+            positive=True,
+            count=lambda space, masks: space.costs(masks).flops,
+        ),
+    )
+}
+
+
+def get_metric(name: str) -> Metric:
+    """The metric of that name.
+
+    Args:
+        name: a key of `METRICS`, or `module:object`.
+
+    Raises:
+        InputError: there is no such metric.
+
+    Example:
+        >>> get_metric("kappa").direction
+        -1
+        >>> get_metric("kapa")
+        Traceback (most recent call last):
+        ...
+        tenas_jax.errors.InputError: unknown metric 'kapa' (did you mean 'kappa'?): choose from \
+kappa, regions, ntk_trace, ntk_mean_eigenvalue, naswot, swap, synflow, grad_norm, snip, zico, \
+parameters, flops, or write module:object
+    """
+    return resolve(name, METRICS, Metric, "metric")
+
+
+def get_metrics(names: str) -> tuple[Metric, ...]:
+    """The metrics of a list of names separated by commas.
+
+    Raises:
+        InputError: one does not exist, or two have the same name.
+
+    Example:
+        >>> [metric.name for metric in get_metrics("kappa, regions")]
+        ['kappa', 'regions']
+    """
+    return distinct([get_metric(name.strip()) for name in names.split(",")])
+
+
+def distinct(metrics: "list[Metric] | tuple[Metric, ...]") -> tuple[Metric, ...]:
+    """The metrics as a tuple, if all have names of their own.
+
+    Raises:
+        InputError: there is none, or two have the same name.
+    """
+    names = [metric.name for metric in metrics]
+    if not names:
+        raise InputError("no metric: name at least one")
+    if len(set(names)) < len(names):
+        raise InputError(f"metrics {','.join(names)} name a metric twice: give each of them once")
+    return tuple(metrics)

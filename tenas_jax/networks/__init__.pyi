@@ -1,0 +1,14 @@
+from .batch_minor import BATCH_MINOR as BATCH_MINOR
+from .initializers import INITIALIZERS as INITIALIZERS
+from .initializers import Initializer as Initializer
+from .layers import BatchNorm as BatchNorm
+from .layers import ConvBatchNorm as ConvBatchNorm
+from .layers import PointwiseConv as PointwiseConv
+from .layouts import NHWC as NHWC
+from .layouts import Layout as Layout
+from .mixed import mixed as mixed
+from .ops import OPS as OPS
+from .ops import Op as Op
+from .ops import flax_op as flax_op
+from .ops import operators as operators
+from .ops import relu as relu

@@ -1,0 +1,102 @@
+"""Layers with weights, for parallel edges at once, on any memory layout."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from tenas_jax.networks.initializers import get_initializer
+from tenas_jax.networks.layouts import Layout
+
+
+def side_by_side(kernel: Float[Array, "edge k k i o"]) -> Float[Array, "k k i eo"]:
+    """The kernels of parallel edges as one kernel whose output channels are grouped by edge."""
+    edges, height, width, inputs, outputs = kernel.shape
+    return kernel.transpose(1, 2, 3, 0, 4).reshape(height, width, inputs, edges * outputs)
+
+
+class Layer(nn.Module):
+    """What all layers with weights share.
+
+    A layer serves `edges` parallel edges of a cell at once, each with weights of its own: its
+    kernel has shape [edge, k, k, in, out] and the channels of its output are grouped by edge. The
+    edges that leave one node are then a single, wider convolution. `edges=1` is the plain layer.
+
+    Args:
+        layout: memory layout of the images.
+        initializer: name of the kernels' initializer.
+        edges: number of parallel edges.
+    """
+
+    layout: Layout
+    initializer: str
+    edges: int = 1
+
+    def kernel(self, size: int, inputs: int, outputs: int, dtype: jnp.dtype) -> Array:
+        """The parameter `kernel` as one wide HWIO kernel."""
+        shape = (self.edges, size, size, inputs, outputs)
+        initializer = get_initializer(self.initializer)
+        return side_by_side(self.param("kernel", initializer, shape, dtype))
+
+    def affine(self, outputs: int, dtype: jnp.dtype) -> tuple[Array, Array]:
+        """The parameters `scale` and `bias` of a batch normalization, [edge, out]."""
+        shape = (self.edges, outputs)
+        scale = self.param("scale", nn.initializers.ones, shape, dtype)
+        return scale, self.param("bias", nn.initializers.zeros, shape, dtype)
+
+
+class PointwiseConv(Layer):
+    """1 x 1 convolution."""
+
+    features: int = 1
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.kernel(1, x.shape[self.layout.channel_axis], self.features, x.dtype)
+        return self.layout.conv(x, kernel, stride=1, padding=0, dilation=1, groups=1)
+
+
+class BatchNorm(Layer):
+    """Batch normalization by the statistics of the batch itself."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale, bias = self.affine(x.shape[self.layout.channel_axis], x.dtype)
+        return self.layout.batch_norm(x, scale.reshape(-1), bias.reshape(-1))
+
+
+class ConvBatchNorm(Layer):
+    """Convolution and batch normalization, weighted by edge.
+
+    Args:
+        features: output channels of each edge.
+        kernel_size: side of the kernel, which is padded to keep the image size.
+        stride: step of the kernel in both directions.
+        grouped: whether the input channels are grouped by edge; otherwise all edges read all.
+    """
+
+    features: int = 1
+    kernel_size: int = 1
+    stride: int = 1
+    grouped: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array, weight: Float[Array, "edge"] | None = None) -> Array:
+        groups = self.edges if self.grouped else 1
+        inputs = x.shape[self.layout.channel_axis] // groups
+        kernel = self.kernel(self.kernel_size, inputs, self.features, x.dtype)
+        scale, bias = self.affine(self.features, x.dtype)
+        active: Array | bool = True
+        if weight is not None:
+            # Scaling the result is scaling its affine parameters: it costs nothing per pixel.
+            scale, bias = weight[:, None] * scale, weight[:, None] * bias
+            active = (weight > 0).any()
+        return self.layout.conv_batch_norm(
+            x,
+            kernel,
+            scale.reshape(-1),
+            bias.reshape(-1),
+            stride=self.stride,
+            padding=self.kernel_size // 2,
+            groups=groups,
+            active=active,
+        )

@@ -1,0 +1,191 @@
+"""Memory layouts of images; the only place that knows NHWC from batch-minor.
+
+A `Layout` is a set of pure functions on arrays of images. The mathematics of operators, cells and
+networks is written once on top of them, so that the same network runs on `NHWC`, the plain form
+that accelerator libraries are tuned for, or on `tenas_jax.networks.batch_minor.BATCH_MINOR`, the
+fast form for the tiny channel counts of a supernet. Batch normalization always uses the statistics
+of the batch itself: a network at initialization has no others.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from tenas_jax.numerics import PRECISION
+
+EPSILON = 1e-5  # of every batch normalization in the original
+
+
+@runtime_checkable
+class Layout(Protocol):
+    """What operators need from a memory layout. Images are `x`; kernels are HWIO."""
+
+    @property
+    def channel_axis(self) -> int:
+        """The axis of the channels."""
+
+    @property
+    def few_channels(self) -> int:
+        """Up to this many, a depthwise and a pointwise convolution are faster as one."""
+
+    def from_nhwc(self, images: Float[Array, "n h w c"]) -> Float[Array, "..."]:
+        """Images in this layout."""
+
+    def to_nhwc(self, x: Array) -> Float[Array, "n h w c"]:
+        """The inverse of `from_nhwc`."""
+
+    def per_sample(self, x: Array) -> Array:
+        """The values of each sample as a row: [n, h * w * c]."""
+
+    def conv(
+        self, x: Array, kernel: Array, *, stride: int, padding: int, dilation: int, groups: int
+    ) -> Array:
+        """Convolution without bias."""
+
+    def batch_norm(self, x: Array, scale: Array, bias: Array) -> Array:
+        """Normalization of each channel by its mean and variance over this batch."""
+
+    def conv_batch_norm(
+        self,
+        x: Array,
+        kernel: Array,
+        scale: Array,
+        bias: Array,
+        *,
+        stride: int,
+        padding: int,
+        groups: int,
+        active: Bool[Array, ""] | bool,
+    ) -> Array:
+        """`batch_norm(conv(x))`; not `active` promises that scale and bias are zero."""
+
+    def avg_pool(self, x: Array, *, stride: int) -> Array:
+        """3 x 3 average, padding 1, over the pixels inside the image."""
+
+    def max_pool(self, x: Array, *, stride: int) -> Array:
+        """3 x 3 maximum, padding 1."""
+
+    def halve(self, x: Array) -> Array:
+        """2 x 2 average, stride 2."""
+
+    def shift(self, x: Array) -> Array:
+        """The images moved one pixel up and left, zeros entering from below and right."""
+
+    def mean_pixel(self, x: Array) -> Float[Array, "n c"]:
+        """Global average pooling."""
+
+
+@dataclass(frozen=True)
+class ChannelsLast:
+    """NHWC by `jax.lax`, differentiated by JAX: the reference for the fast layout."""
+
+    channel_axis: int = -1
+    few_channels: int = 16
+    precision: lax.Precision | None = PRECISION
+
+    def from_nhwc(self, images: Array) -> Array:
+        return images
+
+    def to_nhwc(self, x: Array) -> Array:
+        return x
+
+    def per_sample(self, x: Array) -> Array:
+        return x.reshape(x.shape[0], -1)
+
+    def conv(
+        self, x: Array, kernel: Array, *, stride: int, padding: int, dilation: int, groups: int
+    ) -> Array:
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            (stride, stride),
+            ((padding, padding), (padding, padding)),
+            rhs_dilation=(dilation, dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+            precision=self.precision,
+        )
+
+    def batch_norm(self, x: Array, scale: Array, bias: Array) -> Array:
+        mean = x.mean((0, 1, 2), keepdims=True)
+        variance = jnp.square(x - mean).mean((0, 1, 2), keepdims=True)
+        normalized = (x - mean) * lax.rsqrt(variance + EPSILON)
+        return normalized * scale[None, None, None] + bias[None, None, None]
+
+    def conv_batch_norm(
+        self,
+        x: Array,
+        kernel: Array,
+        scale: Array,
+        bias: Array,
+        *,
+        stride: int,
+        padding: int,
+        groups: int,
+        active: Bool[Array, ""] | bool,
+    ) -> Array:
+        del active  # zero scale and bias make the result zero
+        y = self.conv(x, kernel, stride=stride, padding=padding, dilation=1, groups=groups)
+        return self.batch_norm(y, scale, bias)
+
+    def avg_pool(self, x: Array, *, stride: int) -> Array:
+        pads = ((1, 1), (1, 1))
+        pooled: Array = nn.avg_pool(x, (3, 3), (stride, stride), pads, count_include_pad=False)
+        return pooled.astype(x.dtype)  # Flax counts the pixels in float64 where that is enabled
+
+    def max_pool(self, x: Array, *, stride: int) -> Array:
+        pooled: Array = nn.max_pool(x, (3, 3), (stride, stride), ((1, 1), (1, 1)))
+        return pooled
+
+    def halve(self, x: Array) -> Array:
+        pooled: Array = nn.avg_pool(x, (2, 2), (2, 2))
+        return pooled
+
+    def shift(self, x: Array) -> Array:
+        return jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))[:, 1:, 1:]
+
+    def mean_pixel(self, x: Array) -> Array:
+        return x.mean((1, 2))
+
+
+class WithoutBatchNorm(ChannelsLast):
+    """NHWC without normalization; scale and bias, and with them the weights of edges, remain."""
+
+    def batch_norm(self, x: Array, scale: Array, bias: Array) -> Array:
+        return x * scale[None, None, None] + bias[None, None, None]
+
+
+NHWC = ChannelsLast()
+NHWC_WITHOUT_BATCH_NORM = WithoutBatchNorm()
+
+
+def subsample(layout: Layout, x: Array, stride: int) -> Array:
+    """Every `stride`-th pixel of every `stride`-th row."""
+    if stride == 1:
+        return x
+    height, width = (0, 2) if layout.channel_axis == 1 else (1, 2)
+    index = [slice(None)] * 4
+    index[height] = index[width] = slice(None, None, stride)
+    return x[tuple(index)]
+
+
+def spread(layout: Layout, x: Array, weight: Float[Array, "edge"]) -> Array:
+    """The images once for each edge, weighted; channels grouped by edge."""
+    # Not one broadcast product: its transpose, a sum over edges, is ten times as slow on a CPU.
+    return jnp.concatenate([weight[i] * x for i in range(weight.size)], layout.channel_axis)
+
+
+def join(layout: Layout, parts: Sequence[Array], edges: int) -> Array:
+    """Concatenation of channels that are grouped by edge, edge by edge."""
+    axis = layout.channel_axis % 4
+    grouped = [
+        part.reshape(*part.shape[:axis], edges, part.shape[axis] // edges, *part.shape[axis + 1 :])
+        for part in parts
+    ]
+    channels = jnp.concatenate(grouped, axis + 1)
+    return channels.reshape(*parts[0].shape[:axis], -1, *parts[0].shape[axis + 1 :])

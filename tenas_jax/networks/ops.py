@@ -1,0 +1,381 @@
+"""Candidate operators. Each serves the parallel edges that leave one node of a cell.
+
+Called with images and one weight for each edge, an operator returns its weighted outputs with the
+channels grouped by edge; a weight of zero means that the operator is pruned there. All convolutions
+are without bias, all batch normalizations affine with epsilon 1e-5 (the original's
+`cell_operations.py`).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, PyTree
+
+from tenas_jax.metrics.activations import executed_patterns
+from tenas_jax.networks.initializers import get_initializer
+from tenas_jax.networks.layers import ConvBatchNorm, Layer, side_by_side
+from tenas_jax.networks.layouts import Layout, join, spread, subsample
+
+# The Flax collections into which activation patterns are sown, and for each of their neurons how
+# many operators that are kept read it.
+PATTERNS, READERS = "patterns", "readers"
+# Among the parameters of an operator, those of a Flax module that has initializers of its own.
+OWN_PARAMETERS = "module"
+
+
+def relu(module: nn.Module, layout: Layout, x: Array, readers: Array | int = 1) -> Array:
+    """ReLU that sows its activation pattern, [n, neurons]; all zeros where nothing reads it.
+
+    Args:
+        module: the calling module, whose collections `PATTERNS` and `READERS` take what is sown if
+            they are mutable.
+        layout: memory layout of `x`.
+        x: images.
+        readers: how many operators that are kept read the result; broadcasts against `x`.
+    """
+    if not module.is_initializing():
+        if module.is_mutable_collection(PATTERNS):
+            module.sow(PATTERNS, "relu", layout.per_sample((x > 0) & (jnp.asarray(readers) > 0)))
+        if module.is_mutable_collection(READERS):
+            everywhere = jnp.broadcast_to(jnp.asarray(readers), x.shape)
+            module.sow(READERS, "relu", layout.per_sample(everywhere)[0])
+    return jax.nn.relu(x)
+
+
+def _kept(weight: Float[Array, "edge"] | None) -> Array | int:
+    """On how many edges an operator is kept."""
+    return 1 if weight is None else (weight > 0).sum()
+
+
+class Op(nn.Module):
+    """A candidate operator; subclass it to write your own.
+
+    Args:
+        features: output channels of each edge.
+        layout: memory layout of the images.
+        initializer: name of the kernels' initializer.
+        edges: number of parallel edges that read the same images.
+        stride: 1, or 2 to halve the images.
+    """
+
+    features: int
+    layout: Layout
+    initializer: str
+    edges: int = 1
+    stride: int = 1
+
+    def __call__(self, x: Array, weight: Float[Array, "edge"]) -> Array:
+        """Weighted outputs [.., edges * features, ..] of images [.., channels, ..]."""
+        raise NotImplementedError
+
+
+class Zero(Op):
+    """The operator `none`: no connection."""
+
+    def __call__(self, x: Array, weight: Float[Array, "edge"]) -> Array:
+        """Zeros."""
+        shape = list(subsample(self.layout, x, self.stride).shape)
+        shape[self.layout.channel_axis] = weight.size * self.features
+        return jnp.zeros(shape, x.dtype)
+
+
+class SkipConnect(Op):
+    """Identity; where it changes the size or the channels, a factorized reduction."""
+
+    @nn.compact
+    def __call__(self, x: Array, weight: Float[Array, "edge"]) -> Array:
+        """The images, weighted by edge."""
+        if self.stride == 1 and x.shape[self.layout.channel_axis] == self.features:
+            return spread(self.layout, x, weight)
+        reduction = FactorizedReduction(
+            self.features, self.layout, self.initializer, self.edges, self.stride
+        )
+        return reduction(x, weight)
+
+
+class FactorizedReduction(nn.Module):
+    """ReLU, two strided 1 x 1 convolutions, the second a pixel further, batch normalization."""
+
+    features: int
+    layout: Layout
+    initializer: str
+    edges: int = 1
+    stride: int = 2
+
+    @nn.compact
+    def __call__(self, x: Array, weight: Float[Array, "edge"] | None = None) -> Array:
+        """Smaller images, weighted by edge; without weights, once for each edge."""
+        x = relu(self, self.layout, x, _kept(weight))
+        halves = []
+        for i, (features, shifted) in enumerate(
+            ((self.features // 2, x), (self.features - self.features // 2, self.layout.shift(x)))
+        ):
+            if features:
+                conv = ConvBatchNorm(
+                    self.layout,
+                    self.initializer,
+                    self.edges,
+                    features=features,
+                    stride=self.stride,
+                    name=f"half_{i}",
+                )
+                halves.append(conv(shifted, weight))
+        return join(self.layout, halves, self.edges)
+
+
+class ReLUConvBatchNorm(Op):
+    """ReLU, k x k convolution, batch normalization."""
+
+    kernel_size: int = 3
+
+    @nn.compact
+    def __call__(self, x: Array, weight: Float[Array, "edge"] | None = None) -> Array:
+        """Convolved images, weighted by edge; without weights, once for each edge."""
+        conv = ConvBatchNorm(
+            self.layout,
+            self.initializer,
+            self.edges,
+            features=self.features,
+            kernel_size=self.kernel_size,
+            stride=self.stride,
+            name="conv",
+        )
+        return conv(relu(self, self.layout, x, _kept(weight)), weight)
+
+
+class SeparableConvBatchNorm(Layer):
+    """Depthwise k x k and pointwise 1 x 1 convolution, batch normalization, weighted by edge.
+
+    Args:
+        features: output channels of each edge.
+        kernel_size: side of the depthwise kernel; the padding keeps the image size.
+        stride: step of the depthwise kernel in both directions.
+        dilation: distance between the pixels that the depthwise kernel reads.
+        grouped: whether the input channels are grouped by edge; otherwise all edges read them all.
+    """
+
+    features: int = 1
+    kernel_size: int = 3
+    stride: int = 1
+    dilation: int = 1
+    grouped: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array, weight: Float[Array, "edge"]) -> Array:
+        """Convolved images, weighted by edge."""
+        layout, edges, size = self.layout, self.edges, self.kernel_size
+        groups = edges if self.grouped else 1
+        inputs = x.shape[layout.channel_axis] // groups
+        initializer = get_initializer(self.initializer)
+        depthwise: Array = self.param(
+            "depthwise", initializer, (edges, size, size, 1, inputs), x.dtype
+        )
+        shape = (edges, 1, 1, inputs, self.features)
+        pointwise: Array = self.param("pointwise", initializer, shape, x.dtype)
+        scale, bias = self.affine(self.features, x.dtype)
+        stride, padding = self.stride, self.dilation * (size // 2)
+        if edges * inputs <= layout.few_channels:
+            # Nothing stands between the two convolutions: they are one, with the product of their
+            # kernels.
+            product = jnp.swapaxes(depthwise, 3, 4) * pointwise
+            kernel = _dilate(side_by_side(product), self.dilation)
+        else:
+            x = layout.conv(
+                x if self.grouped else spread(layout, x, jnp.ones_like(weight)),
+                side_by_side(depthwise),
+                stride=stride,
+                padding=padding,
+                dilation=self.dilation,
+                groups=edges * inputs,
+            )
+            kernel, stride, padding, groups = side_by_side(pointwise), 1, 0, edges
+        return layout.conv_batch_norm(
+            x,
+            kernel,
+            (weight[:, None] * scale).reshape(-1),
+            (weight[:, None] * bias).reshape(-1),
+            stride=stride,
+            padding=padding,
+            groups=groups,
+            active=(weight > 0).any(),
+        )
+
+
+def _dilate(kernel: Float[Array, "k k i o"], dilation: int) -> Float[Array, "d d i o"]:
+    """The kernel with zeros between its elements."""
+    between, none = (0, 0, dilation - 1), (0, 0, 0)
+    return lax.pad(kernel, jnp.zeros((), kernel.dtype), (between, between, none, none))
+
+
+class SeparableConv(Op):
+    """ReLU, depthwise and pointwise convolution, batch normalization, `repeats` times.
+
+    The stride is that of the first time. A pruned edge has weight zero from there on, so that its
+    later activation patterns are all zeros.
+    """
+
+    kernel_size: int = 3
+    dilation: int = 1
+    repeats: int = 1
+
+    @nn.compact
+    def __call__(self, x: Array, weight: Float[Array, "edge"]) -> Array:
+        """Convolved images, weighted by edge."""
+        kept = weight > 0
+        channels = x.shape[self.layout.channel_axis]
+        for i in range(self.repeats):
+            first, last = i == 0, i == self.repeats - 1
+            conv = SeparableConvBatchNorm(
+                self.layout,
+                self.initializer,
+                self.edges,
+                features=self.features if last else channels,
+                kernel_size=self.kernel_size,
+                stride=self.stride if first else 1,
+                dilation=self.dilation,
+                grouped=not first,
+                name=f"conv_{i}",
+            )
+            if first:
+                readers = kept.sum()
+            else:  # the channels of an edge are read on that edge
+                shape = [1] * 4
+                shape[self.layout.channel_axis] = kept.size * channels
+                readers = jnp.repeat(kept, channels).astype(int).reshape(shape)
+            activations = relu(self, self.layout, x, readers)
+            x = conv(activations, weight if last else kept.astype(x.dtype))
+        return x
+
+
+class Pool(Op):
+    """3 x 3 average or maximum."""
+
+    maximum: bool = False
+
+    def __call__(self, x: Array, weight: Float[Array, "edge"]) -> Array:
+        """Pooled images, weighted by edge."""
+        pool = self.layout.max_pool if self.maximum else self.layout.avg_pool
+        return spread(self.layout, pool(x, stride=self.stride), weight)
+
+
+class FlaxOp(Op):
+    """An operator that is an ordinary Flax module of NHWC images; see `flax_op`.
+
+    Args:
+        make: makes the module of one edge.
+    """
+
+    make: Callable[..., nn.Module] = nn.Module
+
+    @nn.compact
+    def __call__(self, x: Array, weight: Float[Array, "edge"]) -> Array:
+        """The module's images, weighted by edge; a pruned edge is not computed."""
+        layout, images = self.layout, self.layout.to_nhwc(x)
+        options: dict[str, Any] = {"features": self.features, "stride": self.stride}
+        if hasattr(layout, "train"):  # a network to be trained: one edge, with running statistics
+            module = self.make(**options, name=OWN_PARAMETERS)
+            if hasattr(module, "train"):
+                module = module.clone(train=layout.train, _deep_clone=False)
+            return cast(Array, module(images))
+        module = self.make(**options, parent=None)
+
+        def init(key: Array) -> PyTree:
+            keys = jax.random.split(key, weight.size)
+            return jax.vmap(lambda key: module.init(key, images)["params"])(keys)
+
+        def apply(params: PyTree, images: Array) -> Array:
+            variables = {"params": params}
+            return cast(Array, module.apply(variables, images, mutable=["batch_stats"])[0])
+
+        # Not `self.param` again, which would compare shapes with those of another initialization.
+        stacked: PyTree
+        if self.has_variable("params", OWN_PARAMETERS):
+            stacked = self.get_variable("params", OWN_PARAMETERS)
+        else:
+            stacked = self.param(OWN_PARAMETERS, init)
+        outputs = []
+        for i in range(weight.size):
+            params = jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
+            shape = jax.eval_shape(apply, params, images)
+            zeros = partial(jnp.zeros, shape.shape, shape.dtype)
+            kept = weight[i] > 0
+            y = lax.cond(kept, apply, lambda *_, zeros=zeros: zeros(), params, images)
+            outputs.append(weight[i] * y)
+            self._sow_patterns(partial(apply, params), images, kept)
+        return layout.from_nhwc(jnp.concatenate(outputs, -1))
+
+    def _sow_patterns(
+        self, f: Callable[[Array], Array], images: Array, kept: Bool[Array, ""]
+    ) -> None:
+        mutable = [self.is_mutable_collection(name) for name in (PATTERNS, READERS)]
+        if self.is_initializing() or not any(mutable):
+            return
+        patterns, executed = executed_patterns(f, required=False)(images)
+        present = executed & kept
+        for collection, value in ((PATTERNS, patterns & present[None]), (READERS, present)):
+            if self.is_mutable_collection(collection):
+                self.sow(collection, "relu", value)
+
+
+def flax_op(make: Callable[..., nn.Module]) -> Callable[..., Op]:
+    """An operator for `CellSpace` from an ordinary Flax module.
+
+    The module is written for one edge and NHWC images. Subclasses of `Op` that use the layers of
+    this library serve all edges of a node at once and run faster on a CPU.
+
+    Args:
+        make: a Flax module class, or a function, called with `features` (channels of the result)
+            and `stride` (1, or 2 to halve the images). Where it normalizes, it uses the statistics
+            of the batch; a field `train`, if it has one, says so in a network to be trained.
+
+    Returns:
+        What stands in `CellSpace.operators`.
+
+    Example:
+        >>> class Blur(nn.Module):
+        ...     features: int
+        ...     stride: int
+        ...
+        ...     @nn.compact
+        ...     def __call__(self, x):
+        ...         x = nn.avg_pool(x, (3, 3), (self.stride, self.stride), "SAME")
+        ...         return nn.Conv(self.features, (1, 1))(x)
+        >>> from tenas_jax.networks.layouts import NHWC
+        >>> op = flax_op(Blur)(features=4, layout=NHWC, initializer="pytorch", edges=2, stride=2)
+        >>> images, weights = jnp.ones((1, 8, 8, 3)), jnp.ones(2)
+        >>> op.init_with_output(jax.random.key(0), images, weights)[0].shape
+        (1, 4, 4, 8)
+    """
+    return partial(FlaxOp, make=make)
+
+
+OPS: dict[str, Callable[..., Op]] = {
+    "none": Zero,
+    "skip_connect": SkipConnect,
+    "nor_conv_1x1": partial(ReLUConvBatchNorm, kernel_size=1),
+    "nor_conv_3x3": partial(ReLUConvBatchNorm, kernel_size=3),
+    "sep_conv_3x3": partial(SeparableConv, kernel_size=3, repeats=2),
+    "sep_conv_5x5": partial(SeparableConv, kernel_size=5, repeats=2),
+    "dil_conv_3x3": partial(SeparableConv, kernel_size=3, dilation=2),
+    "dil_conv_5x5": partial(SeparableConv, kernel_size=5, dilation=2),
+    "avg_pool_3x3": Pool,
+    "max_pool_3x3": partial(Pool, maximum=True),
+}
+
+
+def operators(*names: str) -> tuple[tuple[str, Callable[..., Op]], ...]:
+    """Operators of this library by name, as `CellSpace` takes them.
+
+    Args:
+        *names: keys of `OPS`.
+
+    Example:
+        >>> operators("none")[0][1].__name__
+        'Zero'
+    """
+    return tuple((name, OPS[name]) for name in names)

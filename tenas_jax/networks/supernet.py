@@ -1,0 +1,173 @@
+"""Cells of supernets, which take a traced mask of the operators kept.
+
+An edge's weights are `mask / max(number kept, 1)`, which is the original's softmax over 0 (kept)
+and -1000 (pruned); an edge with everything pruned contributes zero.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, PyTree
+
+from tenas_jax.architectures.cell_space import NONE, CellSpace
+from tenas_jax.errors import InputError
+from tenas_jax.networks.initializers import get_initializer
+from tenas_jax.networks.layouts import Layout
+from tenas_jax.networks.ops import Zero
+from tenas_jax.numerics import PRECISION
+
+Pullback = Callable[[Array], tuple[PyTree, Array]]
+
+# The Flax collection into which networks sow the images after each cell.
+FEATURES = "features"
+
+
+def edge_weights(mask: Bool[Array, "edge op"], dtype: DTypeLike) -> Float[Array, "edge op"]:
+    """Weight of each operator: one over the number kept on its edge, zero where pruned.
+
+    Example:
+        >>> edge_weights(jnp.array([[True, True], [False, False]]), jnp.float32).tolist()
+        [[0.5, 0.5], [0.0, 0.0]]
+    """
+    return mask.astype(dtype) / jnp.maximum(mask.sum(-1, keepdims=True), 1).astype(dtype)
+
+
+class Cell(nn.Module):
+    """A cell with all operators of a space on all edges.
+
+    All edges that leave a node are computed at once: an operator's weights for them are stacked.
+
+    Args:
+        space: the search space.
+        features: channels of each node.
+        layout: memory layout of the images.
+        initializer: name of the kernels' initializer.
+        stride: of the edges that leave the cell's inputs.
+        single_path: promises that no edge keeps two operators. Only those are computed then that
+            lie on a path from an input to the output, and no activation patterns are sown.
+    """
+
+    space: CellSpace
+    features: int
+    layout: Layout
+    initializer: str
+    stride: int = 1
+    single_path: bool = False
+
+    @nn.compact
+    def __call__(self, inputs: Sequence[Array], mask: Bool[Array, "edge op"]) -> list[Array]:
+        """The values of all nodes, the inputs first."""
+        edges_and_ops = self.space.shape[1:]
+        if mask.shape != edges_and_ops:
+            raise InputError(
+                f"the mask of a cell has shape {mask.shape}: {self.space.name} needs "
+                f"{edges_and_ops} (edges, operators)"
+            )
+        nodes = dict(enumerate(inputs))
+        compute = self._all
+        if self.single_path and not self.is_initializing():
+            compute = self._kept
+            mask &= jnp.stack(self.space.connecting(mask))[:, None]
+        for node in range(self.space.num_nodes - 1):
+            edges = self.space.outgoing(node)
+            stride = self.stride if node < self.space.input_nodes else 1
+            outputs = compute(nodes[node], mask[jnp.array(edges)], node, stride)
+            for edge, output in zip(edges, outputs, strict=True):
+                target = self.space.edges[edge][1]
+                nodes[target] = nodes[target] + output if target in nodes else output
+        return [nodes[node] for node in range(self.space.num_nodes)]
+
+    def _all(
+        self, x: Array, mask: Bool[Array, "edge op"], node: int, stride: int
+    ) -> Sequence[Array]:
+        """The outputs of the edges that leave a node."""
+        edges, weights = len(mask), edge_weights(mask, x.dtype)
+        outputs = sum(
+            op(
+                self.features,
+                self.layout,
+                self.initializer,
+                edges,
+                stride,
+                name=f"node_{node}_{name}",
+            )(x, weights[:, i])
+            for i, (name, op) in enumerate(dict(self.space.operators).items())
+        )
+        return jnp.split(outputs, edges, self.layout.channel_axis)
+
+    def _kept(
+        self, x: Array, mask: Bool[Array, "edge op"], node: int, stride: int
+    ) -> Sequence[Array]:
+        """The same if an edge keeps one operator or none: no other is computed."""
+        params = self.variables["params"]
+        operators = dict(self.space.operators)
+        operators.setdefault(NONE, Zero)
+        nothing = list(operators).index(NONE)
+
+        def branch(name: str, edge: int) -> Callable[[Array], tuple[Array, Array]]:
+            common = self.features, self.layout, self.initializer, 1, stride
+            op = operators[name](*common, parent=None)
+            stacked = params.get(f"node_{node}_{name}", {})
+            own = jax.tree.map(lambda leaf: leaf[edge : edge + 1], stacked)
+
+            def apply(own: PyTree, x: Array) -> Array:
+                return cast(Array, op.apply({"params": own}, x, jnp.ones(1, x.dtype)))
+
+            return partial(_passing(apply), own)
+
+        outputs = []
+        for edge, kept in enumerate(mask):
+            index = jnp.where(kept.any(), kept.argmax(), nothing)
+            x, output = lax.switch(index, [branch(name, edge) for name in operators], x)
+            outputs.append(output)
+        return outputs
+
+
+def _passing(
+    apply: Callable[[PyTree, Array], Array],
+) -> Callable[[PyTree, Array], tuple[Array, Array]]:
+    """The function of `(params, x)` with x itself as a first result.
+
+    The edges that leave a node pass x on from one to the next. Backwards each adds its cotangent to
+    that of x where it computes it; otherwise `lax.switch` would write zeros for `none`, and each
+    sum over edges would be another pass over the images.
+    """
+
+    @jax.custom_vjp
+    def both(params: PyTree, x: Array) -> tuple[Array, Array]:
+        return x, apply(params, x)
+
+    def forward(params: PyTree, x: Array) -> tuple[tuple[Array, Array], Pullback]:
+        y, pullback = jax.vjp(apply, params, x)
+        return (x, y), pullback
+
+    def backward(pullback: Pullback, cotangents: tuple[Array, Array]) -> tuple[PyTree, Array]:
+        params, x = pullback(cotangents[1])
+        return params, cotangents[0] + x
+
+    both.defvjp(forward, backward)
+    return both
+
+
+def classifier(num_classes: int, initializer: str) -> nn.Dense:
+    """The linear layer at the end of a network; its bias, zero here, is not part of the kernel."""
+    kernel = get_initializer(initializer)
+    return nn.Dense(num_classes, kernel_init=kernel, precision=PRECISION, name="classifier")
+
+
+def sow_features(module: nn.Module, layout: Layout, x: Array) -> None:
+    """Hand out the images after a cell, where the caller wants them.
+
+    Args:
+        module: the calling module, whose collection `FEATURES` takes them if it is mutable.
+        layout: memory layout of the images.
+        x: the images, which are handed out as NHWC.
+    """
+    if not module.is_initializing() and module.is_mutable_collection(FEATURES):
+        module.sow(FEATURES, "cells", layout.to_nhwc(x))

@@ -1,0 +1,296 @@
+"""What a search is: frozen dataclasses, validated at construction.
+
+The line under each field is its help text on the command line.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tenas_jax.errors import InputError
+from tenas_jax.numerics import MAX_SEED
+from tenas_jax.searching.ranking import DIFFERENCES
+
+ENGINES = ("chunked", "neural-tangents")
+
+
+@dataclass(frozen=True)
+class NTKConfig:
+    """Trainability: the condition number of the neural tangent kernel."""
+
+    batch_size: int = 72
+    """Images per kernel; the kernel has that many rows."""
+    initializer: str = "default"
+    """Initializer of the weights: pytorch, kaiming_normal_fan_in, kaiming_normal_fan_out or
+    module:object; default is the space's own."""
+    channels: int | None = None
+    """Channels of the first cells of the proxy network; None is the space's own."""
+    cells: int | None = None
+    """Cells of the proxy network, in NAS-Bench-201 of each stage; None is the space's own."""
+    engine: str = "chunked"
+    """How the kernel is computed: chunked or neural-tangents."""
+    chunk_size: int | None = None
+    """Cotangents per backward pass of the chunked engine; None chooses by backend and network."""
+
+    def __post_init__(self) -> None:
+        # One image has a 1 x 1 kernel, whose condition number is 1 for every network.
+        _require_integer("ntk.batch_size", self.batch_size, minimum=2)
+        _require_choice("ntk.engine", self.engine, ENGINES)
+        if self.chunk_size is not None:
+            _require_integer("ntk.chunk_size", self.chunk_size, minimum=1)
+        for name in ("channels", "cells"):
+            if getattr(self, name) is not None:
+                _require_integer(f"ntk.{name}", getattr(self, name), minimum=1)
+
+
+@dataclass(frozen=True)
+class RegionsConfig:
+    """Expressivity: the number of distinct activation patterns, the linear regions."""
+
+    batch_size: int = 1000
+    """Patches per forward pass, which share the statistics of batch normalization."""
+    batches: int = 3
+    """Forward passes whose patterns are pooled into one count."""
+    patch_size: int = 3
+    """Side of the patches, in pixels."""
+    channels: int = 1
+    """Channels of the patches and of the cells: 1, one of the image's at random, or all of them."""
+    cells: int | None = None
+    """Cells of the region network; None is the space's own."""
+    initializer: str = "default"
+    """Initializer of the weights: pytorch, kaiming_normal_fan_in, kaiming_normal_fan_out or
+    module:object; default is the space's own."""
+
+    def __post_init__(self) -> None:
+        _require_integer("regions.batch_size", self.batch_size, minimum=2)
+        _require_integer("regions.batches", self.batches, minimum=1)
+        _require_integer("regions.patch_size", self.patch_size, minimum=1)
+        _require_integer("regions.channels", self.channels, minimum=1)
+        if self.cells is not None:
+            _require_integer("regions.cells", self.cells, minimum=1)
+
+
+@dataclass(frozen=True)
+class EvolutionConfig:
+    """Regularized evolution (Real et al., 2019)."""
+
+    population: int = 20
+    """Architectures alive at a time; the oldest die."""
+    tournament: int = 5
+    """Architectures drawn at random, the best of which has a child."""
+    children: int = 10
+    """Children in each generation, which are measured together."""
+
+    def __post_init__(self) -> None:
+        _require_integer("evolution.population", self.population, minimum=2)
+        _require_integer("evolution.tournament", self.tournament, minimum=1)
+        _require_integer("evolution.children", self.children, minimum=1)
+        if max(self.tournament, self.children) > self.population:
+            raise InputError(
+                f"evolution.tournament {self.tournament} and evolution.children {self.children} "
+                f"must be at most evolution.population {self.population}"
+            )
+
+
+@dataclass(frozen=True)
+class AutoRepeatsConfig:
+    """When `--repeats auto` has measured enough."""
+
+    confidence: float = 0.95
+    """An operator is measured until it is pruned, or kept, with this probability."""
+    minimum: int = 3
+    """Repeats of every operator in every round."""
+    maximum: int = 10
+    """Repeats after which the means decide."""
+
+    def __post_init__(self) -> None:
+        if not 0.5 <= self.confidence < 1:
+            raise InputError(
+                f"auto_repeats.confidence must be in [0.5, 1), not {self.confidence!r}"
+            )
+        # A standard error needs two.
+        _require_integer("auto_repeats.minimum", self.minimum, minimum=2)
+        _require_integer("auto_repeats.maximum", self.maximum, minimum=self.minimum)
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Everything that decides the outcome of a search.
+
+    Raises:
+        InputError: a field has a value that cannot be used.
+
+    Example:
+        >>> SearchConfig(repeats=5, ntk=NTKConfig(batch_size=32)).ntk.batch_size
+        32
+        >>> SearchConfig(repeats=0)
+        Traceback (most recent call last):
+        ...
+        tenas_jax.errors.InputError: repeats must be an integer of at least 1, not 0
+    """
+
+    space: str = "nas-bench-201"
+    """Search space: nas-bench-201, darts, transnas-bench-101 or module:object."""
+    data: str = "photos"
+    """Image source: photos (offline), npz:PATH, folder:PATH or tfds:NAME."""
+    data_dir: str | None = None
+    """Where TensorFlow Datasets keeps its files; None is its own default."""
+    images: int = 4096
+    """Images sampled from the source, on which everything is measured."""
+    image_size: int = 32
+    """Side of the images, in pixels; others are resized to it."""
+    image_channels: int = 3
+    """Channels of the images: 3, 1 for gray ones, or as many as those of npz:PATH have."""
+    padding: int = 4
+    """Black pixels around an image before it is cropped at random."""
+    num_classes: int = 10
+    """Outputs of the classifier whose sum the kernel differentiates."""
+    seed: int = 0
+    """Seed of the weights and of the choice of images."""
+    metrics: str = "kappa,regions"
+    """What is measured: metrics (see tenas score --help) or module:object, with commas between."""
+    combination: str = "sum"
+    """Importance of an operator: sum, min or max of its ranks, or a metric's name: its rank."""
+    strategy: str = "prune"
+    """prune (TE-NAS); random, evolution or exhaustive, among whole architectures; module:object."""
+    budget: int = 100
+    """Architectures that the strategies random and evolution measure."""
+    repeats: int | Literal["auto"] = 3
+    """Draws of weights and images over which differences are averaged; auto: until they decide."""
+    prune_number: int = 1
+    """Operators pruned per edge and round."""
+    difference: str = "relative"
+    """Change of a metric: relative, or log, the difference of its logarithms."""
+    decimals: int | None = 3
+    """Decimals to which a difference is rounded; None does not round."""
+    ntk: NTKConfig = field(default_factory=NTKConfig)
+    regions: RegionsConfig = field(default_factory=RegionsConfig)
+    evolution: EvolutionConfig = field(default_factory=EvolutionConfig)
+    auto_repeats: AutoRepeatsConfig = field(default_factory=AutoRepeatsConfig)
+
+    def __post_init__(self) -> None:
+        _require_choice("difference", self.difference, tuple(DIFFERENCES))
+        if self.repeats == "auto" and self.strategy != "prune":
+            raise InputError(f"repeats auto is for the strategy prune, not {self.strategy}")
+        if self.repeats != "auto":
+            _require_integer("repeats", self.repeats, minimum=1)
+        for name, minimum in _SMALLEST.items():
+            _require_integer(name, getattr(self, name), minimum=minimum)
+        if self.seed > MAX_SEED:
+            raise InputError(f"seed must be at most {MAX_SEED}, not {self.seed}")
+        if self.decimals is not None:
+            _require_integer("decimals", self.decimals, minimum=0)
+        if self.images < self.ntk.batch_size:
+            raise InputError(
+                f"images {self.images} is less than ntk.batch_size {self.ntk.batch_size}: "
+                "a kernel needs distinct images, so raise the one or lower the other"
+            )
+        if self.regions.channels not in (1, self.image_channels):
+            raise InputError(
+                f"regions.channels must be 1 or image_channels {self.image_channels}, not "
+                f"{self.regions.channels}"
+            )
+        if self.regions.patch_size > self.image_size:
+            raise InputError(
+                f"regions.patch_size {self.regions.patch_size} is larger than image_size "
+                f"{self.image_size}: patches are cropped from the images"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as JSON values.
+
+        Returns:
+            Nested dictionaries of the fields.
+
+        Example:
+            >>> SearchConfig().to_dict()["ntk"]["batch_size"]
+            72
+        """
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "SearchConfig":
+        """The inverse of `to_dict`; fields left out have their defaults.
+
+        Args:
+            values: nested dictionaries of the fields.
+
+        Returns:
+            The validated configuration.
+
+        Raises:
+            InputError: a field is unknown or cannot be used.
+
+        Example:
+            >>> SearchConfig.from_dict({"ntk": {"batch_size": 32}}).ntk
+            NTKConfig(batch_size=32, initializer='default', channels=None, cells=None, \
+engine='chunked', chunk_size=None)
+        """
+        groups = {
+            name: kind(**_known(f"{name}.", kind, values.get(name, {})))
+            for name, kind in GROUPS.items()
+        }
+        return cls(**{**_known("", cls, values), **groups})
+
+
+def differences(left: SearchConfig, right: SearchConfig) -> tuple[str, ...]:
+    """The names of the fields in which two configurations differ.
+
+    Args:
+        left: one configuration.
+        right: another.
+
+    Returns:
+        Dotted names, in the order of the fields.
+
+    Example:
+        >>> differences(SearchConfig(), SearchConfig(seed=1, ntk=NTKConfig(batch_size=32)))
+        ('seed', 'ntk.batch_size')
+    """
+    ours, theirs = _flatten(left.to_dict()), _flatten(right.to_dict())
+    return tuple(name for name in ours if ours[name] != theirs[name])
+
+
+_SMALLEST = {
+    "images": 2,
+    "image_size": 4,  # two reductions leave a quarter of it
+    "image_channels": 1,
+    "padding": 0,
+    "num_classes": 1,
+    "seed": 0,
+    "budget": 1,
+    "prune_number": 1,
+}
+GROUPS: dict[str, type] = {
+    "ntk": NTKConfig,
+    "regions": RegionsConfig,
+    "evolution": EvolutionConfig,
+    "auto_repeats": AutoRepeatsConfig,
+}
+
+
+def _require_integer(name: str, value: object, *, minimum: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise InputError(f"{name} must be an integer of at least {minimum}, not {value!r}")
+
+
+def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"unknown {name} {value!r}: choose one of {', '.join(choices)}")
+
+
+def _known(prefix: str, kind: type, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    unknown = sorted(set(values) - {each.name for each in dataclasses.fields(kind)})
+    if unknown:
+        names = ", ".join(prefix + name for name in unknown)
+        raise InputError(f"a configuration has no field {names}: it is of another version")
+    return values
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        nested = isinstance(value, Mapping)
+        flat.update(_flatten(value, f"{prefix}{name}.") if nested else {prefix + name: value})
+    return flat

@@ -1,0 +1,320 @@
+"""The host loop of a search: trace, resume, progress, time.
+
+What a search measures next follows from what it has measured, and its trace holds that in order. So
+a search that was killed goes on by replaying the trace, and ends as it would have ended.
+"""
+
+import csv
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypedDict, runtime_checkable
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from tenas_jax.architectures.space import Masks
+from tenas_jax.host.files import json_values, read_json, whole_file, write_json
+from tenas_jax.host.programs import versions
+from tenas_jax.metrics.registry import Metric
+from tenas_jax.searching.baselines import score
+from tenas_jax.searching.problem import Problem
+from tenas_jax.searching.rows import Found, Row, Work
+from tenas_jax.searching.strategies import get_strategy
+from tenas_jax.searching.workdir import Trace, open_workdir
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Measures rows; what a search is driven by."""
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The columns of a measurement."""
+
+    @property
+    def batch_rows(self) -> int:
+        """How many rows one call takes."""
+
+    @property
+    def compile_seconds(self) -> float:
+        """Seconds that `compile` took; 0 before it was called."""
+
+    def compile(self) -> None:
+        """Prepare for calls; called once, before the first measurement."""
+
+    def __call__(
+        self, keys: Key[Array, " row"], masks: Bool[np.ndarray, "row cell edge op"]
+    ) -> Float[np.ndarray, "row metric"]:
+        """Measure supernets; a row's result depends on its own key and mask only.
+
+        Rows whose masks keep nothing fill up a batch: their results are not used.
+        """
+
+
+class Progress(NamedTuple):
+    """How far a search is: the round from 0, the measurements of all rounds, the time they need."""
+
+    round: int
+    rounds: int
+    done: int
+    total: int
+    seconds_left: float | None
+
+
+class Result(TypedDict):
+    """What `result.json` holds; numbers that are not finite are strings."""
+
+    preset: str
+    space: str
+    seed: int
+    data: str
+    genotype: str
+    rounds: list[dict[str, Any]]
+    evaluations: int
+    nonfinite: int
+    seconds: dict[str, float]
+    device: str
+    versions: dict[str, str]
+
+
+def run_search(
+    problem: Problem,
+    scorer: Scorer,
+    workdir: Path,
+    *,
+    preset: str,
+    data_fingerprint: str,
+    device: str,
+    resume: bool | None = False,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Result:
+    """Run a search that can be resumed after any interruption.
+
+    In the work directory `config.json` says what is searched, `trace.jsonl` grows by a line per
+    measurement, after each round by a line per candidate with its differences and their standard
+    errors, and `result.json` is written at the end. A finished search that is resumed measures
+    nothing.
+
+    Args:
+        problem: what is searched.
+        scorer: measures rows of supernets.
+        workdir: where the files are; made if there is none.
+        preset: name under which the configuration was chosen.
+        data_fingerprint: hash of the images, which a resumed search must share.
+        device: description of the devices, for the result.
+        resume: whether the work directory must hold this search already; None: it may.
+        progress: called after compilation, with every round and after every batch.
+
+    Returns:
+        The result. Its `seconds` are those of the process that finished the search, not of
+            interrupted ones before it; `evaluations` are candidates or architectures, each of them
+            measured in several repeats.
+
+    Raises:
+        InputError: the work directory holds another search, holds one and `resume` is false, holds
+            none and it is true, or cannot be written.
+    """
+    started = time.perf_counter()
+    open_workdir(workdir, search_settings(problem, preset, data_fingerprint), resume=resume)
+    finished = workdir / "result.json"
+    if finished.exists():
+        stored: Result = read_json(finished)
+        return stored
+
+    config, strategy = problem.config, get_strategy(problem.config.strategy)
+    run = run_strategy(strategy(problem), config.seed, scorer, workdir, progress=progress)
+    found: Found = run.outcome
+    result = Result(
+        preset=preset,
+        space=config.space,
+        seed=config.seed,
+        data=config.data,
+        genotype=problem.space.to_string(found.mask),
+        rounds=json_values(found.rounds),
+        evaluations=found.evaluations,
+        nonfinite=run.nonfinite,
+        seconds={
+            "total": time.perf_counter() - started,
+            "compile": scorer.compile_seconds,
+            "measure": run.measure_seconds,
+        },
+        device=device,
+        versions=versions(),
+    )
+    write_json(finished, result)
+    return result
+
+
+def run_scores(
+    problem: Problem,
+    masks: Masks,
+    scorer: Scorer,
+    workdir: Path,
+    *,
+    settings: Mapping[str, Any],
+    resume: bool | None = False,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Float[np.ndarray, "architecture metric"]:
+    """Measure architectures and write `scores.csv`; can be resumed after any interruption.
+
+    The file has a column `genotype` and one for each metric, the means over the repeats.
+
+    Args:
+        problem: what is measured.
+        masks: the architectures.
+        scorer: measures rows.
+        workdir: where the files are; made if there is none.
+        settings: what `config.json` is to hold, from `search_settings`.
+        resume: whether the work directory must hold this run already; None: it may.
+        progress: called after compilation and after every batch.
+
+    Returns:
+        The means, a row for each architecture.
+
+    Raises:
+        InputError: the work directory holds something else, holds this and `resume` is false, holds
+            nothing and it is true, or cannot be written.
+    """
+    open_workdir(workdir, settings, resume=resume)
+    strategy = score(problem, masks)
+    run = run_strategy(strategy, problem.config.seed, scorer, workdir, progress=progress)
+    values: np.ndarray = run.outcome
+    rows = [["genotype", *problem.directions]]
+    for mask, numbers in zip(masks, values.tolist(), strict=True):
+        rows.append([problem.space.to_string(mask), *map(repr, numbers)])
+    with whole_file(workdir / "scores.csv") as unfinished, open(unfinished, "w") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+    return values
+
+
+class Run(NamedTuple):
+    """What came of a strategy."""
+
+    outcome: Any
+    """What it returned."""
+    nonfinite: int
+    """How many measurements were not finite."""
+    measure_seconds: float
+    """What this process spent on measurements."""
+
+
+def run_strategy(
+    strategy: Generator[Any, Any, Any],
+    seed: int,
+    scorer: Scorer,
+    workdir: Path,
+    *,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Run:
+    """Measure what a strategy asks for, and record it so that an interrupted run can be replayed.
+
+    Args:
+        strategy: see `tenas_jax.searching.rows`.
+        seed: of the weights and images.
+        scorer: measures rows; it is compiled first.
+        workdir: where the trace is, `trace.jsonl`; what it holds is not measured again.
+        progress: called after compilation, with all work and after every batch.
+
+    Returns:
+        What the strategy returned, and what it took.
+
+    Raises:
+        InputError: the trace is of another run, or cannot be written.
+    """
+    trace = Trace(workdir / "trace.jsonl", [metric.name for metric in scorer.metrics])
+    scorer.compile()
+    compiled = time.perf_counter()
+    key = jax.random.key(seed)
+    measurements: list[list[float]] = []
+    replayed = 0
+
+    def perform(work: Work) -> Float[np.ndarray, "row metric"]:
+        nonlocal replayed
+        before = len(measurements)
+
+        def report() -> None:
+            total, done = before + len(work.rows) + work.later, len(measurements)
+            new = done - replayed
+            left = (time.perf_counter() - compiled) / new * (total - done) if new else None
+            progress(Progress(work.round, work.rounds, done, total, left))
+
+        taken = trace.take([row.identity for row in work.rows])
+        measurements.extend(taken)
+        replayed += len(taken)
+        report()
+        for batch, values in measure(scorer, work.rows[len(taken) :], key):
+            trace.append([row.identity for row in batch], values)
+            measurements.extend(values.tolist())
+            report()
+        return np.array(measurements[before:])
+
+    outcome = _drive(strategy, perform, trace.note)
+    trace.require_end()
+    nonfinite = int((~np.isfinite(measurements)).any(axis=1).sum())
+    return Run(outcome, nonfinite, time.perf_counter() - compiled)
+
+
+def search_settings(problem: Problem, preset: str, data_fingerprint: str) -> dict[str, Any]:
+    """What decides the outcome of a search, and what its work directory keeps of it.
+
+    Args:
+        problem: what is searched.
+        preset: name under which the configuration was chosen.
+        data_fingerprint: hash of the images.
+
+    Returns:
+        The JSON values of `config.json`.
+    """
+    return {
+        "preset": preset,
+        "data_fingerprint": data_fingerprint,
+        "sources": problem.sources,
+        "config": problem.config.to_dict(),
+    }
+
+
+def measure(
+    scorer: Scorer, rows: Sequence[Row], key: Key[Array, ""]
+) -> Iterator[tuple[Sequence[Row], Float[np.ndarray, "row metric"]]]:
+    """Measure rows in batches of the scorer's size, the last one filled up with empty masks.
+
+    Args:
+        scorer: measures rows of supernets.
+        rows: what to measure; their rounds and repeats decide their keys.
+        key: key of the search.
+
+    Yields:
+        Some of the rows and their measurements, in order.
+    """
+    for start in range(0, len(rows), scorer.batch_rows):
+        batch = rows[start : start + scorer.batch_rows]
+        nothing = batch[0]._replace(mask=np.zeros_like(batch[0].mask))
+        padded = [*batch, *[nothing] * (scorer.batch_rows - len(batch))]
+        keys = _keys(key, np.array([(row.round, row.repeat) for row in padded]))
+        yield batch, scorer(keys, np.stack([row.mask for row in padded]))[: len(batch)]
+
+
+@jax.jit
+def _keys(key: Key[Array, ""], rows: Int[Array, "row 2"]) -> Key[Array, " row"]:
+    """The key of each row, by its round and repeat."""
+    return jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, row[0]), row[1]))(rows)
+
+
+def _drive(
+    strategy: Generator[Any, Any, Any],
+    perform: Callable[[Work], Float[np.ndarray, "row metric"]],
+    note: Callable[[Sequence[Mapping[str, Any]]], None],
+) -> Any:
+    """Give a strategy what it asks for until it returns."""
+    try:
+        step = next(strategy)
+        while True:
+            if isinstance(step, Work):
+                step = strategy.send(perform(step))
+            else:
+                note(step.candidates)
+                step = next(strategy)
+    except StopIteration as end:
+        return end.value

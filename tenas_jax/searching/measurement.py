@@ -1,0 +1,352 @@
+"""What is measured of a row: all metrics of a supernet or architecture at one draw of weights."""
+
+import dataclasses
+import traceback
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
+
+from tenas_jax.architectures.cell_space import CellSpace
+from tenas_jax.architectures.space import ProxySize, require_mask
+from tenas_jax.data.images import ImageSet
+from tenas_jax.data.sampling import sample_images, sample_patches
+from tenas_jax.errors import InputError
+from tenas_jax.metrics.activations import executed_patterns
+from tenas_jax.metrics.draw import Draw
+from tenas_jax.metrics.ntk import empirical_ntk
+from tenas_jax.metrics.registry import Metric
+from tenas_jax.networks.batch_minor import BATCH_MINOR, chunk_size
+from tenas_jax.networks.initializers import DEFAULT, initialize, quick_key
+from tenas_jax.networks.layouts import NHWC, NHWC_WITHOUT_BATCH_NORM, Layout
+from tenas_jax.networks.ops import OPS, OWN_PARAMETERS, PATTERNS, READERS
+from tenas_jax.networks.supernet import FEATURES
+from tenas_jax.resolve import is_library, located
+from tenas_jax.searching.problem import Problem
+
+Measure = Callable[
+    [Key[Array, ""], Bool[Array, "cell edge op"], UInt8[Array, "n h w channels"]],
+    dict[str, Array],
+]
+MakeNetwork = Callable[[ProxySize, Layout], Any]
+# The parameters that the proxies of gradients are published for.
+KERNELS = ("kernel", "depthwise", "pointwise")
+
+
+def make_measure(problem: Problem, image_set: ImageSet, *, single_path: bool = False) -> Measure:
+    """The pure function that measures one row.
+
+    All metrics but the linear regions are of the network of the NTK, at the same weights and
+    images. Labels, for the proxies that need a loss, are drawn at random: a search has no others.
+
+    Args:
+        problem: what is measured.
+        image_set: for its normalization; the images are an argument of the function.
+        single_path: promises that every mask keeps at most one operator per edge.
+
+    Returns:
+        A function of a key, a mask [cell, edge, op] and the images. It returns the metrics by name,
+        without those that are counted on the host. It raises `InputError` for a metric that is not
+        one number, and for whatever else a metric or a network of the user raises.
+    """
+
+    def measure(key: Array, mask: Array, images: Array) -> dict[str, Array]:
+        draw = SupernetDraw(problem, image_set, single_path, key, mask, images)
+        measured = [metric for metric in problem.metrics if metric.count is None]
+        return {metric.name: _measured(metric, draw) for metric in measured}
+
+    return measure
+
+
+def _measured(metric: Metric, draw: "SupernetDraw") -> Array:
+    """A metric of a draw, if it is a number."""
+    assert metric.measure is not None
+    try:
+        value = metric.measure(draw)
+    except InputError:
+        raise
+    except Exception as error:
+        files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+        if all(map(is_library, files)):
+            raise
+        raise InputError(f"metric {metric.name} of {draw.name}: {located(error)}") from error
+    number = isinstance(value, (int, float, np.number, np.bool, np.ndarray, jax.Array))
+    if not number or jnp.shape(value) != () or jnp.iscomplexobj(value):
+        kind = f"{value.dtype} of shape {value.shape}" if hasattr(value, "shape") else repr(value)
+        raise InputError(f"metric {metric.name} returns {kind}: it must return one real number")
+    return jnp.asarray(value)
+
+
+def initialized(
+    make: MakeNetwork, size: ProxySize, key: Key[Array, ""], x: Array, mask: Array
+) -> PyTree[Float[Array, "..."]]:
+    """Parameters of a network for images `x` and a mask.
+
+    Networks of this library are initialized by `size.initializer` alone. Of a user's module
+    everything has its own initializer; if `size` names one, the kernels have that.
+
+    Args:
+        make: makes the network of a size and a layout.
+        size: its size and initializer.
+        key: of the draw.
+        x: images.
+        mask: the operators kept.
+    """
+    # The shapes are those of any layout; this one is traced in half of the time.
+    network = make(dataclasses.replace(size, single_path=False), NHWC)
+    shapes = jax.eval_shape(network.init, key, x[:2], mask).get("params", {})
+
+    def is_own(path: tuple[Any, ...]) -> bool:
+        if hasattr(network, "initializer"):
+            return any(getattr(part, "key", None) == OWN_PARAMETERS for part in path)
+        return size.initializer == DEFAULT or path[-1].key not in KERNELS
+
+    leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
+    own = [is_own(path) for path, _ in leaves]
+    values = (
+        jax.tree.leaves(network.init(quick_key(key), x[:2], mask)["params"]) if any(own) else []
+    )
+    if not all(own):
+        kept = [None if mine else leaf for mine, (_, leaf) in zip(own, leaves, strict=True)]
+        name = getattr(network, "initializer", size.initializer)
+        drawn = iter(jax.tree.leaves(initialize(jax.tree.unflatten(structure, kept), name, key)))
+        values = [values[i] if mine else next(drawn) for i, mine in enumerate(own)]
+    return jax.tree.unflatten(structure, values)
+
+
+class SupernetDraw(Draw):
+    """The draw of a row: of the proxy network of a search space, under a mask.
+
+    Args:
+        problem: what is measured.
+        image_set: for its normalization.
+        single_path: promises that the mask keeps at most one operator per edge.
+        key: of the row.
+        mask: the operators kept.
+        images: all images.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        image_set: ImageSet,
+        single_path: bool,
+        key: Key[Array, ""],
+        mask: Bool[Array, "cell edge op"],
+        images: UInt8[Array, "n h w channels"],
+    ) -> None:
+        require_mask(problem.space, mask)
+        # Apart from what `split` and small numbers give, which is used below.
+        super().__init__(self._logits, None, None, key=jax.random.fold_in(key, 1 << 16), mask=mask)
+        self._problem, self._single_path, self._images = problem, single_path, images
+        self._normalization = {"mean": image_set.mean, "std": image_set.std}
+        self._network_key, self._regions_key = jax.random.split(key)
+
+    @property
+    def name(self) -> str:
+        """The name of the space, for messages."""
+        return self._problem.space.name
+
+    @cached_property
+    def x(self) -> Float[Array, "n h w channels"]:
+        """Normalized images, randomly flipped and cropped."""
+        return self._batch(jax.random.split(self._network_key)[1])
+
+    @cached_property
+    def second_batch(self) -> Float[Array, "n h w channels"]:
+        """Other normalized images, some of which may be in `x` as well."""
+        return self._batch(jax.random.fold_in(self._network_key, 2))
+
+    @cached_property
+    def labels(self) -> Int[Array, "n"]:
+        """Random classes: a search has no labels."""
+        config, key = self._problem.config, jax.random.fold_in(self._network_key, 0)
+        return jax.random.randint(key, (config.ntk.batch_size,), 0, config.num_classes)
+
+    @cached_property
+    def params(self) -> PyTree[Float[Array, "..."]]:
+        """The weights of the supernet."""
+        key = jax.random.split(self._network_key)[0]
+        problem = self._problem
+        return initialized(problem.space.supernet, problem.ntk_size, key, self.x, self._mask)
+
+    @cached_property
+    def kernel(self) -> Float[Array, "n n"]:
+        """The empirical NTK of the summed logits over `x`."""
+        ntk, params, x = self._problem.config.ntk, self.params, self.x
+        chunk = ntk.chunk_size
+        if chunk is None and self._has_layouts:
+            chunk = chunk_size(len(x), single_path=self._single_path)
+
+        def kernel() -> Array:
+            return empirical_ntk(self.logits, params, x, engine=ntk.engine, chunk_size=chunk)
+
+        connected = self._problem.space.connected(self._mask)
+        if connected is True:
+            return kernel()
+        # Where no image reaches the output, batch normalization makes it zero for all weights.
+        zeros: Array = lax.cond(connected, kernel, lambda: jnp.zeros((len(x), len(x)), x.dtype))
+        return zeros
+
+    @property
+    def region_patterns(self) -> Bool[Array, "sample neurons"]:
+        """The activation patterns of the region network on random patches."""
+        problem, regions = self._problem, self._problem.config.regions
+        network = problem.space.region_network(problem.region_size, BATCH_MINOR)
+        if network is None:
+            raise InputError(
+                f"{self.name} has no region network: give ChoiceSpace(..., regions=...), or leave "
+                "out the metric regions"
+            )
+        weights_key, patches_key = jax.random.split(self._regions_key)
+        patches = sample_patches(
+            patches_key,
+            self._images,
+            regions.batches * regions.batch_size,
+            size=regions.patch_size,
+            channels=regions.channels,
+            **self._normalization,
+        )
+        params = initialized(
+            problem.space.region_network, problem.region_size, weights_key, patches, self._mask
+        )
+
+        def patterns(batch: Array) -> Bool[Array, "n neurons"]:
+            return _patterns_and_counts(problem.space, network, params, batch, self._mask)[0]
+
+        batches = patches.reshape(regions.batches, regions.batch_size, *patches.shape[1:])
+        pooled: Array = lax.map(patterns, batches)
+        return pooled.reshape(-1, pooled.shape[-1])
+
+    def features(self) -> list[Float[Array, "n h w channels"]]:
+        """The images after each cell of the network, or what a module of the user hands out."""
+        _, sown = _apply(self._network(), self.params, self.x, self._mask, (FEATURES,))
+        features = jax.tree.leaves(sown)
+        if not features:
+            raise InputError(
+                f"the module of {self.name} hands out no features: call "
+                f"self.sow('{FEATURES}', 'cells', x) after each of its parts"
+            )
+        return features
+
+    def logits_without_normalization(self, params: PyTree, x: Array) -> Float[Array, "n classes"]:
+        """The logits with every normalization layer replaced by the identity."""
+        network = self._network(NHWC_WITHOUT_BATCH_NORM)
+        with nn.intercept_methods(_without_normalization):
+            return _apply(network, params, x, self._mask)[0]
+
+    @cached_property
+    def layers(self) -> PyTree[Float[Array, "..."]]:
+        """The weights, those of parallel edges apart."""
+        if not self._has_layouts:
+            return self.params
+        return jax.tree_util.tree_map_with_path(_by_edge, self.params)
+
+    def logits_of_layers(self, layers: PyTree, x: Array) -> Float[Array, "n classes"]:
+        """The logits as a function of `layers`."""
+        return self.logits(jax.tree.map(jnp.stack, layers, is_leaf=_is_list), x)
+
+    @property
+    def is_kernel(self) -> Callable[[tuple[Any, ...]], bool]:
+        """Whether the parameter at a path is the kernel of a convolution or linear layer."""
+        return _is_kernel
+
+    @property
+    def _mask(self) -> Bool[Array, "cell edge op"]:
+        assert self.mask is not None
+        return self.mask
+
+    @property
+    def _has_layouts(self) -> bool:
+        return hasattr(self._network(), "layout")
+
+    @cached_property
+    def _patterns_and_counts(self) -> tuple[Bool[Array, "n neurons"], Int[Array, "neurons"]]:
+        space = self._problem.space
+        return _patterns_and_counts(space, self._network(), self.params, self.x, self._mask)
+
+    def _network(self, layout: Layout = BATCH_MINOR, *, single_path: bool = False) -> Any:
+        size = dataclasses.replace(self._problem.ntk_size, single_path=single_path)
+        return self._problem.space.supernet(size, layout)
+
+    def _logits(self, params: PyTree, x: Array) -> Float[Array, "n classes"]:
+        network = self._network(single_path=self._single_path)
+        return _apply(network, params, x, self._mask)[0]
+
+    def _batch(self, key: Key[Array, ""]) -> Float[Array, "n h w channels"]:
+        config = self._problem.config
+        return sample_images(
+            key,
+            self._images,
+            config.ntk.batch_size,
+            padding=config.padding,
+            **self._normalization,
+        )
+
+
+def _apply(
+    network: Any, params: PyTree, x: Array, mask: Array, wanted: tuple[str, ...] = ()
+) -> tuple[Array, PyTree]:
+    """The output of a network, and the collections that are wanted of what it sows."""
+    variables = {"params": params}
+    # A user's batch normalization updates running statistics, which nobody reads.
+    result, sown = network.apply(variables, x, mask, mutable=["batch_stats", *wanted])
+    return cast(Array, result), {name: sown[name] for name in wanted if name in sown}
+
+
+def _patterns_and_counts(
+    space: Any, network: Any, params: PyTree, x: Array, mask: Array
+) -> tuple[Bool[Array, "n neurons"], Int[Array, "neurons"]]:
+    """Activation patterns, and how many times each neuron is in the network."""
+
+    def plain(network: Any) -> tuple[Array, Array]:
+        run = executed_patterns(lambda x: _apply(network, params, x, mask)[0])
+        return run(x)
+
+    if not hasattr(network, "layout"):
+        patterns, executed = plain(network)
+        return patterns, executed.astype(int)
+    _, sown = _apply(network, params, x, mask, (PATTERNS, READERS))
+    patterns = jnp.concatenate(jax.tree.leaves(sown[PATTERNS]), 1)
+    readers = jnp.concatenate(jax.tree.leaves(sown[READERS])).astype(int)
+    own = isinstance(space, CellSpace) and not set(dict(space.operators).values()) <= _OPERATORS
+    if own:
+        found = jax.eval_shape(lambda: plain(network.clone(layout=NHWC)))[0].shape[1]
+        if found != patterns.shape[1]:
+            raise InputError(
+                f"the operators of {space.name} have {found} ReLU outputs, of which "
+                f"{patterns.shape[1]} are sown: call tenas_jax.networks.ops.relu in them"
+            )
+    return patterns, readers
+
+
+_OPERATORS = set(OPS.values())
+
+
+def _without_normalization(
+    call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any
+) -> Any:
+    """Replaces Flax's normalization layers by the identity."""
+    layers = (nn.BatchNorm, nn.GroupNorm, nn.InstanceNorm, nn.LayerNorm, nn.RMSNorm)
+    if isinstance(context.module, layers) and context.method_name == "__call__":
+        return args[0]
+    return call(*args, **kwargs)
+
+
+def _by_edge(path: tuple[Any, ...], leaf: Array) -> Array | list[Array]:
+    """The layers that a parameter of a supernet stacks, one for each edge."""
+    return leaf if path[0].key == "classifier" else list(leaf)
+
+
+def _is_list(node: Any) -> bool:
+    return isinstance(node, list)
+
+
+def _is_kernel(path: tuple[Any, ...]) -> bool:
+    return any(getattr(part, "key", None) in KERNELS for part in path)

@@ -1,0 +1,121 @@
+"""What is searched: a configuration with everything that it names looked up."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tenas_jax.architectures.space import ProxySize, SearchSpace
+from tenas_jax.errors import InputError
+from tenas_jax.metrics.registry import Metric, distinct, get_metrics
+from tenas_jax.networks.initializers import DEFAULT, get_initializer
+from tenas_jax.resolve import sources_of
+from tenas_jax.searching.config import SearchConfig
+from tenas_jax.searching.ranking import COMBINATIONS
+from tenas_jax.spaces import get_space
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A configuration, and the objects behind its names.
+
+    Raises:
+        InputError: they do not fit together.
+    """
+
+    config: SearchConfig
+    space: SearchSpace
+    metrics: tuple[Metric, ...]
+
+    def __post_init__(self) -> None:
+        config, space = self.config, self.space
+        names = [metric.name for metric in self.metrics]
+        if config.combination not in (*COMBINATIONS, *names):
+            choices = ", ".join((*COMBINATIONS, *names))
+            raise InputError(f"unknown combination {config.combination!r}: choose one of {choices}")
+        signed = [metric.name for metric in self.metrics if not metric.positive]
+        if config.difference == "log" and signed:
+            raise InputError(
+                f"difference log needs positive metrics, not {', '.join(signed)}: choose relative"
+            )
+        if config.image_size % space.image_multiple:
+            raise InputError(
+                f"image_size must be a multiple of {space.image_multiple} for {space.name}, not "
+                f"{config.image_size}: its network halves the images"
+            )
+        for name in (config.ntk.initializer, config.regions.initializer):
+            if name != DEFAULT:
+                get_initializer(name)
+
+    @property
+    def directions(self) -> dict[str, int]:
+        """For each metric +1 where higher is better, -1 where lower is.
+
+        Example:
+            >>> look_up(SearchConfig()).directions
+            {'kappa': -1, 'regions': 1}
+        """
+        return {metric.name: metric.direction for metric in self.metrics}
+
+    @property
+    def ntk_size(self) -> ProxySize:
+        """The size of the network that metrics are measured on."""
+        config = self.config
+        return ProxySize(
+            config.num_classes, config.ntk.channels, config.ntk.cells, config.ntk.initializer
+        )
+
+    @property
+    def region_size(self) -> ProxySize:
+        """The size of the network that linear regions are counted on."""
+        regions = self.config.regions
+        return ProxySize(self.config.num_classes, None, regions.cells, regions.initializer)
+
+    @property
+    def names(self) -> list[str]:
+        """Everything that the configuration names and that may be `module:object`."""
+        config = self.config
+        return [
+            config.space,
+            config.strategy,
+            config.ntk.initializer,
+            config.regions.initializer,
+            *(name.strip() for name in config.metrics.split(",")),
+        ]
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the names of the configuration lead to these objects."""
+        try:
+            return look_up(self.config) == self
+        except InputError:
+            return False
+
+    @property
+    def sources(self) -> dict[str, str] | None:
+        """Digests of the files behind these names; None where they cannot be told."""
+        return sources_of(self.names)
+
+
+def look_up(
+    config: SearchConfig,
+    space: SearchSpace | None = None,
+    metrics: Sequence[Metric] | None = None,
+) -> Problem:
+    """The problem that a configuration describes.
+
+    Args:
+        config: what is searched.
+        space: the space, where it is an object at hand; None: the one that is named.
+        metrics: the metrics, where they are at hand; None: those that are named.
+
+    Raises:
+        InputError: something that is named does not exist, or does not fit.
+
+    Example:
+        >>> look_up(SearchConfig(space="darts")).space.shape
+        (2, 14, 8)
+    """
+    return Problem(
+        config,
+        get_space(config.space) if space is None else space,
+        get_metrics(config.metrics) if metrics is None else distinct(list(metrics)),
+    )

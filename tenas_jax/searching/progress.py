@@ -1,0 +1,109 @@
+"""How the progress of a search is shown: a bar on a terminal or in a notebook, lines elsewhere."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as RichProgress
+
+from tenas_jax.searching.loop import Progress
+
+Show = Callable[[Progress], None]
+
+
+def progress_bar(console: Console) -> RichProgress:
+    """A progress bar that goes away when it is full; none where there is no terminal.
+
+    Args:
+        console: where it is drawn.
+
+    Returns:
+        A context manager with `add_task` and `update`.
+    """
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    off = not console.is_terminal
+    return RichProgress(*columns, console=console, transient=True, disable=off)
+
+
+def say(console: Console, text: str) -> None:
+    """Print a line as it is, however long.
+
+    Args:
+        console: where to.
+        text: the line.
+    """
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def show_progress(console: Console) -> Iterator[Show]:
+    """A bar over all measurements on a terminal or in a notebook, a line for each round elsewhere.
+
+    Args:
+        console: where to print.
+
+    Yields:
+        What `run_search` calls with its progress.
+    """
+    if _in_notebook():
+        yield _notebook_bar()
+    elif console.is_terminal:
+        with progress_bar(console) as bar:
+            task = bar.add_task("compiling")
+
+            def update_bar(progress: Progress) -> None:
+                description = _round(progress) + _time_left(progress)
+                bar.update(
+                    task, description=description, completed=progress.done, total=progress.total
+                )
+
+            yield update_bar
+    else:
+        yield _lines(console)
+
+
+def _lines(console: Console) -> Show:
+    shown: set[int] = set()
+
+    def print_round(progress: Progress) -> None:
+        if progress.round not in shown:
+            shown.add(progress.round)
+            say(
+                console,
+                f"{_round(progress)}: {progress.done} of {progress.total} "
+                f"measurements done{_time_left(progress)}",
+            )
+
+    return print_round
+
+
+def _in_notebook() -> bool:
+    """Whether this is a Jupyter kernel."""
+    module = sys.modules.get("IPython")
+    shell = module.get_ipython() if module is not None else None
+    return hasattr(shell, "kernel")
+
+
+def _notebook_bar() -> Show:
+    from IPython.display import HTML, display
+
+    def html(value: int, total: int, text: str) -> HTML:
+        return HTML(f"<progress value={value} max={total}></progress> {text}")
+
+    handle = display(html(0, 1, "compiling"), display_id=True)
+
+    def update(progress: Progress) -> None:
+        text = f"{progress.done} of {progress.total}, {_round(progress)}{_time_left(progress)}"
+        handle.update(html(progress.done, progress.total, text))
+
+    return update
+
+
+def _round(progress: Progress) -> str:
+    return f"round {progress.round + 1} of {progress.rounds}"
+
+
+def _time_left(progress: Progress) -> str:
+    return "" if progress.seconds_left is None else f", {progress.seconds_left:.0f} s left"

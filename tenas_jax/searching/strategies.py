@@ -1,0 +1,58 @@
+"""The strategies by name."""
+
+from collections.abc import Callable, Mapping
+
+from tenas_jax.architectures import enumeration
+from tenas_jax.resolve import resolve
+from tenas_jax.searching.baselines import evolution, exhaustive, random
+from tenas_jax.searching.problem import Problem
+from tenas_jax.searching.rows import Strategy
+from tenas_jax.searching.te_nas import evaluations_per_round, prune
+
+STRATEGIES: Mapping[str, Strategy] = {
+    "prune": prune,
+    "random": random,
+    "evolution": evolution,
+    "exhaustive": exhaustive,
+}
+
+
+def get_strategy(name: str) -> Strategy:
+    """The strategy of that name.
+
+    Args:
+        name: a key of `STRATEGIES`, or `module:object`, a function as `tenas_jax.searching.rows`
+            describes.
+
+    Raises:
+        InputError: there is no such strategy.
+
+    Example:
+        >>> get_strategy("prune").__name__
+        'prune'
+    """
+    return resolve(name, STRATEGIES, Callable, "strategy")  # type: ignore[arg-type]
+
+
+def describe(problem: Problem) -> str:
+    """What a search is going to measure, in a few words.
+
+    Example:
+        >>> from tenas_jax.searching.config import SearchConfig
+        >>> from tenas_jax.searching.problem import look_up
+        >>> describe(look_up(SearchConfig()))
+        '24 evaluations in round 1, 3 repeats each'
+        >>> describe(look_up(SearchConfig(strategy="random", budget=9, repeats=1)))
+        'random, 9 architectures, 1 repeats each'
+    """
+    config, space = problem.config, problem.space
+    repeats = f"{config.repeats} repeats each"
+    if config.strategy == "prune":
+        first = evaluations_per_round(space, config.prune_number)[0]
+        return f"{first} evaluations in round 1, {repeats}"
+    totals = {"exhaustive": enumeration.count(space)}
+    if config.strategy not in STRATEGIES:
+        return f"{config.strategy}, {repeats}"
+    return (
+        f"{config.strategy}, {totals.get(config.strategy, config.budget)} architectures, {repeats}"
+    )

@@ -1,0 +1,265 @@
+"""The files of a search: which search it is, the trace of its measurements, its result.
+
+Every file is whole at any moment, but for the last line of a trace, which a kill may tear.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from tenas_jax.errors import InputError
+from tenas_jax.host.files import file_errors, json_values, read_json, write_json
+from tenas_jax.host.processes import exchange, is_main, shared_errors
+from tenas_jax.searching.config import SearchConfig, differences
+
+
+def open_workdir(workdir: Path, settings: Mapping[str, Any], *, resume: bool | None) -> None:
+    """Make a work directory with an empty trace, or make sure that it holds this search.
+
+    Args:
+        workdir: the directory; made if there is none.
+        settings: what `config.json` is to hold; see `tenas_jax.searching.loop.search_settings`.
+        resume: whether the directory must hold this search already; None: it may.
+
+    Raises:
+        InputError: it holds another search, holds this one and `resume` is false, holds none and
+            it is true, or cannot be written.
+    """
+    config, trace = workdir / "config.json", workdir / "trace.jsonl"
+    with file_errors(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        if config.exists() and not trace.exists():
+            raise InputError(f"{workdir} holds something else: choose another --workdir")
+        if resume and not (config.exists() and trace.exists()):
+            raise InputError(f"{workdir} holds no search to go on with: leave out --resume")
+        # Without a measurement nothing is lost by starting again.
+        started = trace.exists() and trace.stat().st_size > 0
+        started |= (workdir / "result.json").exists()
+    if started or resume:
+        _require_same(config, settings)
+    if started and resume is False:
+        raise InputError(
+            f"{workdir} already holds this search: go on with --resume or choose another --workdir"
+        )
+    if not started:
+        with file_errors(trace):
+            trace.touch()
+        write_json(config, settings)
+
+
+@contextmanager
+def shared_workdir(
+    workdir: Path, settings: Mapping[str, Any], *, resume: bool | None
+) -> Iterator[Path]:
+    """A work directory for each process of a search: process 0's own, elsewhere a passing copy.
+
+    Args:
+        workdir: the directory of process 0; the others need not see it.
+        settings: what `config.json` is to hold, the same in every process.
+        resume: whether the directory must hold a search already; None: it may.
+
+    Yields:
+        A directory with the same files in every process.
+
+    Raises:
+        InputError: in every process, if process 0 cannot use its directory or settings differ.
+    """
+    if jax.process_count() == 1:
+        yield workdir
+        return
+    files = {}
+    with shared_errors():
+        _require_agreement([json.loads(each) for each in exchange(json.dumps(settings))])
+        if is_main():
+            open_workdir(workdir, settings, resume=resume)
+            files = _read_files(workdir)
+    files_of_main = json.loads(exchange(json.dumps(files))[0])
+    if is_main():
+        yield workdir
+        return
+    with TemporaryDirectory() as folder:
+        for name, text in files_of_main.items():
+            (Path(folder) / name).write_text(text)
+        yield Path(folder)
+
+
+class Trace:
+    """The measurements of earlier processes, to be taken in order, and a file that only grows.
+
+    Args:
+        path: an existing file; a last line that is torn is cut off it.
+        metrics: names of the numbers in a line; its other values say what was measured.
+
+    Raises:
+        InputError: a line other than the last is damaged, or the file cannot be used.
+    """
+
+    def __init__(self, path: Path, metrics: Sequence[str]) -> None:
+        self._path, self._metrics = path, metrics
+        self._recorded = _read_lines(path)
+        self._taken = 0
+
+    def take(self, identities: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+        """The recorded measurements of the first of these rows, as many as there are.
+
+        Args:
+            identities: for each row what was measured.
+
+        Returns:
+            For each row taken its numbers, shape (rows, metrics).
+
+        Raises:
+            InputError: a record is of another row.
+        """
+        values = []
+        for identity in identities[: len(self._recorded) - self._taken]:
+            record = dict(self._recorded[self._taken])
+            try:
+                numbers = [float(record.pop(name)) for name in self._metrics]
+            except (KeyError, TypeError, ValueError):
+                raise self._foreign_line() from None
+            if record != identity:
+                raise self._foreign_line()
+            values.append(numbers)
+            self._taken += 1
+        return values
+
+    def append(
+        self, identities: Sequence[Mapping[str, Any]], values: Float[np.ndarray, "row metric"]
+    ) -> None:
+        """Write measurements; when this returns they are on the disk.
+
+        Args:
+            identities: for each row what was measured.
+            values: its numbers, shape (rows, metrics).
+
+        Raises:
+            InputError: they cannot be written; the file is then as it was before.
+        """
+        self._write(
+            [
+                {**identity, **dict(zip(self._metrics, row.tolist(), strict=True))}
+                for identity, row in zip(identities, values, strict=True)
+            ]
+        )
+
+    def note(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Write what follows from the measurements before it, unless it is there already.
+
+        Args:
+            records: JSON values; numbers may be infinite or NaN.
+
+        Raises:
+            InputError: something else is recorded in their place, or they cannot be written.
+        """
+        known = len(self._recorded) - self._taken
+        for record in records[:known]:
+            if self._recorded[self._taken] != json_values(dict(record)):
+                raise self._foreign_line()
+            self._taken += 1
+        self._write(records[known:])
+
+    def _write(self, records: Sequence[Mapping[str, Any]]) -> None:
+        lines = "".join(json.dumps(json_values(dict(record))) + "\n" for record in records)
+        with file_errors(self._path):
+            size = self._path.stat().st_size
+            try:
+                with open(self._path, "ab") as file:
+                    file.write(lines.encode())
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError:
+                # After closing, which writes what is left in the buffer.
+                os.truncate(self._path, size)
+                raise
+
+    def require_end(self) -> None:
+        """Make sure that every recorded measurement was taken.
+
+        Raises:
+            InputError: there are more.
+        """
+        if self._taken < len(self._recorded):
+            raise self._foreign_line()
+
+    def _foreign_line(self) -> InputError:
+        return InputError(
+            f"{self._path}, line {self._taken + 1} is not the measurement that this search makes "
+            "there: start again in another --workdir"
+        )
+
+
+def _require_agreement(settings: Sequence[Mapping[str, Any]]) -> None:
+    for process, theirs in enumerate(settings):
+        names = _differing(theirs, settings[0])
+        if names:
+            raise InputError(
+                f"process {process} differs from process 0 in {', '.join(names)}: "
+                "give every process the same preset, flags and images"
+            )
+
+
+def _read_files(workdir: Path) -> dict[str, str]:
+    # Removes what a kill left of a line, and finds damage before the others read a copy of it.
+    _read_lines(workdir / "trace.jsonl")
+    files = [workdir / name for name in ("config.json", "trace.jsonl", "result.json")]
+    with file_errors(workdir):
+        return {file.name: file.read_text() for file in files if file.exists()}
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = []
+    with file_errors(path):
+        with open(path, "rb") as file:
+            lines = file.readlines()
+        for number, line in enumerate(lines, start=1):
+            record = _parse(line)
+            if record is not None:
+                records.append(record)
+            elif number == len(lines):
+                os.truncate(path, sum(map(len, lines[:-1])))
+            else:
+                raise InputError(
+                    f"{path}, line {number} is damaged: start again in another --workdir"
+                )
+    return records
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and line.endswith(b"\n") else None
+
+
+def _require_same(path: Path, settings: Mapping[str, Any]) -> None:
+    stored = read_json(path)
+    try:
+        names = _differing(stored, settings)
+    except (KeyError, TypeError, InputError):
+        raise InputError(
+            f"{path} is of another version: start again in another --workdir"
+        ) from None
+    if names:
+        raise InputError(
+            f"{path.parent} holds a search that differs in {', '.join(names)}: "
+            "give the same values or choose another --workdir"
+        )
+
+
+def _differing(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[str]:
+    names = [name for name in ("preset", "data_fingerprint") if left[name] != right[name]]
+    # An older version wrote no sources; it knew no files of users.
+    ours, theirs = (settings.get("sources", {}) for settings in (left, right))
+    names += ["the files of your modules"] if ours != theirs else []
+    configs = (SearchConfig.from_dict(settings["config"]) for settings in (left, right))
+    return [*names, *differences(*configs)]

@@ -1,0 +1,276 @@
+"""NAS-Bench-201 (Dong and Yang, 2020, arXiv 2001.00326): one cell of six edges, five operators."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+from tenas_jax.architectures.cell_space import CellSpace
+from tenas_jax.architectures.genotype import EDGE_LIST
+from tenas_jax.architectures.space import Costs, Mask, ProxySize, require_mask
+from tenas_jax.errors import InputError
+from tenas_jax.networks.costs import architecture_costs
+from tenas_jax.networks.discrete import (
+    INITIALIZER,
+    DiscreteCell,
+    Edge,
+    Logits,
+    Network,
+    RunningStatistics,
+    Stem,
+    checked_size,
+    genotype_edges,
+)
+from tenas_jax.networks.layers import BatchNorm, ConvBatchNorm, PointwiseConv
+from tenas_jax.networks.layouts import Layout
+from tenas_jax.networks.ops import ReLUConvBatchNorm, operators, relu
+from tenas_jax.networks.supernet import Cell, classifier, sow_features
+
+STAGES = 3
+PUBLISHED_SIZES: dict[Stem, tuple[int, int]] = {"cifar": (16, 5)}  # channels, cells per stage
+
+
+class ResidualBlock(nn.Module):
+    """The block between two stages: twice the channels, half the size."""
+
+    features: int
+    layout: Layout
+    initializer: str
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Images with half the size."""
+        common = (self.features, self.layout, self.initializer)
+        y = ReLUConvBatchNorm(*common, stride=2, name="conv_a")(x)
+        y = ReLUConvBatchNorm(*common, name="conv_b")(y)
+        shortcut = PointwiseConv(
+            self.layout, self.initializer, features=self.features, name="shortcut"
+        )
+        return shortcut(self.layout.halve(x)) + y
+
+
+def stages(
+    module: nn.Module,
+    x: Array,
+    cell: Callable[[Array, int, int, int], Array],
+    *,
+    channels: int,
+    cells: int,
+    num_classes: int,
+    layout: Layout,
+    initializer: str,
+) -> Float[Array, "n classes"]:
+    """The macro network around cells of any kind: logits of images in a layout.
+
+    Args:
+        module: the calling module, whose submodules the layers become.
+        x: the images.
+        cell: a cell of `(images, features, stage, number)`, numbered within its stage.
+        channels: of the first stage; the second and third have twice and four times as many.
+        cells: cells in each of the three stages.
+        num_classes: outputs of the classifier.
+        layout: memory layout of the images.
+        initializer: name of the kernels' initializer.
+    """
+    x = ConvBatchNorm(layout, initializer, features=channels, kernel_size=3, name="stem")(x)
+    for stage in range(STAGES):
+        features = channels * 2**stage
+        if stage > 0:
+            x = ResidualBlock(features, layout, initializer, name=f"block_{stage}")(x)
+        for number in range(cells):
+            x = cell(x, features, stage, number)
+    x = relu(module, layout, BatchNorm(layout, initializer, name="norm")(x))
+    return classifier(num_classes, initializer)(layout.mean_pixel(x))
+
+
+class Supernet(nn.Module):
+    """The macro network over supernet cells.
+
+    Args:
+        space: the search space.
+        channels: of the first stage.
+        cells: cells in each of the three stages.
+        num_classes: outputs of the classifier.
+        layout: memory layout of the images.
+        initializer: name of the kernels' initializer.
+        single_path: see `Cell`.
+    """
+
+    space: CellSpace
+    channels: int
+    cells: int
+    num_classes: int
+    layout: Layout
+    initializer: str
+    single_path: bool = False
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "n h w c"], mask: Bool[Array, "cell edge op"]
+    ) -> Float[Array, "n classes"]:
+        """Logits of the images."""
+        require_mask(self.space, mask)
+
+        def cell(x: Array, features: int, stage: int, number: int) -> Array:
+            nodes = Cell(
+                self.space,
+                features,
+                self.layout,
+                self.initializer,
+                single_path=self.single_path,
+                name=f"cell_{stage}_{number}",
+            )
+            x = nodes([x], mask[0])[-1]
+            sow_features(self, self.layout, x)
+            return x
+
+        return stages(
+            self,
+            self.layout.from_nhwc(images),
+            cell,
+            channels=self.channels,
+            cells=self.cells,
+            num_classes=self.num_classes,
+            layout=self.layout,
+            initializer=self.initializer,
+        )
+
+
+class RegionNetwork(nn.Module):
+    """Cells of one width without a stem, batch normalization, ReLU.
+
+    Its result is what its ReLUs sow into the collection `patterns`.
+    """
+
+    space: CellSpace
+    cells: int
+    layout: Layout
+    initializer: str
+
+    @nn.compact
+    def __call__(
+        self, patches: Float[Array, "n h w channels"], mask: Bool[Array, "cell edge op"]
+    ) -> Array:
+        """The last activations, as images of the layout."""
+        require_mask(self.space, mask)
+        layout, initializer = self.layout, self.initializer
+        x = layout.from_nhwc(patches)
+        features = patches.shape[-1]
+        for i in range(self.cells):
+            name = f"cell_{i}" if i else "cell"
+            x = Cell(self.space, features, layout, initializer, name=name)([x], mask[0])[-1]
+        return relu(self, layout, BatchNorm(layout, initializer, name="norm")(x))
+
+
+class DiscreteNetwork(Network):
+    """The network of an architecture, to be trained."""
+
+    @nn.compact
+    def __call__(
+        self,
+        images: Float[Array, "n h w c"],
+        *,
+        train: bool = False,
+        drop_path_rate: Float[Array, ""] | float | None = None,
+    ) -> tuple[Logits, Logits | None]:
+        """Logits of the images."""
+        layout, rate = RunningStatistics(train=train), drop_path_rate if train else None
+
+        def cell(x: Array, features: int, stage: int, number: int) -> Array:
+            name = f"cell_{stage * self.cells + number}"
+            nodes = DiscreteCell(self.space, self.cells_edges[0], features, layout, name=name)
+            return nodes([x], rate)[-1]
+
+        logits = stages(
+            self,
+            self.prepare(images),
+            cell,
+            channels=self.channels,
+            cells=self.cells,
+            num_classes=self.num_classes,
+            layout=layout,
+            initializer=INITIALIZER,
+        )
+        return logits, None
+
+
+@dataclass(frozen=True)
+class Macro:
+    """How cells are put together: three stages with residual blocks between them."""
+
+    has_single_paths: bool = True
+
+    def supernet(self, space: CellSpace, size: ProxySize, layout: Layout) -> nn.Module:
+        """The network of the kernel, by default of 3 channels and a cell per stage."""
+        return Supernet(
+            space,
+            3 if size.channels is None else size.channels,
+            1 if size.cells is None else size.cells,
+            size.num_classes,
+            layout,
+            size.initializer,
+            size.single_path,
+        )
+
+    def region_network(self, space: CellSpace, size: ProxySize, layout: Layout) -> nn.Module:
+        """The network of the regions, by default a single cell."""
+        return RegionNetwork(
+            space, 1 if size.cells is None else size.cells, layout, size.initializer
+        )
+
+    def network(
+        self,
+        space: CellSpace,
+        mask: Mask,
+        *,
+        num_classes: int,
+        channels: int | None = None,
+        cells: int | None = None,
+        stem: Stem = "cifar",
+        auxiliary: bool = False,
+        dtype: DTypeLike = jnp.float32,
+    ) -> Network:
+        """The network of a genotype, uninitialized.
+
+        Args:
+            space: the search space.
+            mask: operators kept, one on each edge.
+            num_classes: outputs of the classifier.
+            channels: of the nodes of the first cell; None: 16, as published.
+            cells: cells in each of the three stages; None: 5, as published.
+            stem: `cifar`, the only one there is.
+            auxiliary: False: there is no auxiliary head.
+            dtype: data type of the images inside; parameters and logits are float32.
+
+        Raises:
+            InputError: there is no such network.
+        """
+        if auxiliary:
+            raise InputError(f"{space.name} has no auxiliary head: use auxiliary=False")
+        size = checked_size(space, PUBLISHED_SIZES, stem, num_classes, channels, cells)
+        edges = genotype_edges(space, mask)
+        return DiscreteNetwork(space, edges, num_classes, *size, stem, auxiliary, dtype)
+
+    def costs(self, space: CellSpace, masks: np.ndarray) -> Costs:
+        """Parameters and FLOPs of the published networks for CIFAR-10."""
+        return architecture_costs(space, masks, _published, 32)
+
+
+def _published(space: CellSpace, edges: tuple[tuple[Edge, ...], ...]) -> Network:
+    return DiscreteNetwork(space, edges, 10, *PUBLISHED_SIZES["cifar"], "cifar", False, jnp.float32)
+
+
+NAS_BENCH_201 = CellSpace(
+    name="nas-bench-201",
+    operators=operators("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"),
+    edges=tuple((source, target) for target in range(1, 4) for source in range(target)),
+    cell_types=("cell",),
+    input_nodes=1,
+    notation=EDGE_LIST,
+    macro=Macro(),
+    image_multiple=4,
+)

@@ -1,0 +1,73 @@
+"""The built-in search spaces by name, and architectures by what people write."""
+
+from pathlib import Path
+
+from tenas_jax.architectures.space import Mask, SearchSpace
+from tenas_jax.errors import InputError
+from tenas_jax.host.files import read_json
+from tenas_jax.resolve import resolve
+from tenas_jax.spaces.darts import DARTS
+from tenas_jax.spaces.nas_bench_201 import NAS_BENCH_201
+from tenas_jax.spaces.transnas_bench_101 import TRANSNAS_BENCH_101
+
+SPACES: dict[str, SearchSpace] = {
+    space.name: space for space in (NAS_BENCH_201, DARTS, TRANSNAS_BENCH_101)
+}
+
+
+def get_space(name: str) -> SearchSpace:
+    """The search space of that name.
+
+    Args:
+        name: a key of `SPACES`, or `module:object`.
+
+    Raises:
+        InputError: there is no such space.
+
+    Example:
+        >>> get_space("darts").cell_types
+        ('normal', 'reduce')
+    """
+    return resolve(name, SPACES, SearchSpace, "search space")  # type: ignore[type-abstract]
+
+
+def load_genotype(text: str) -> tuple[SearchSpace, Mask]:
+    """The architecture that a user names.
+
+    Args:
+        text: a genotype in the notation of a built-in space, or the path of the work directory of
+            a finished search.
+
+    Returns:
+        The search space, and the operators kept, of shape `space.shape`.
+
+    Raises:
+        InputError: it is no genotype, or the directory holds no result.
+
+    Example:
+        >>> space, mask = load_genotype("|none~0|+|none~0|none~1|+|none~0|none~1|none~2|")
+        >>> space.name, mask.shape
+        ('nas-bench-201', (1, 6, 5))
+    """
+    for space in SPACES.values():
+        if space.recognizes(text):
+            return space, space.from_string(text)
+    path = Path(text) / "result.json"
+    try:
+        is_folder = path.parent.is_dir()
+    except OSError:  # a name that is too long
+        is_folder = False
+    if not is_folder:
+        raise InputError(
+            f"{text!r} is no genotype and no folder: write |op~0|+..., Genotype(...), "
+            "64-41414-..., or name the work directory of a search"
+        )
+    if not path.exists():
+        raise InputError(
+            f"{text} holds no result.json: name the work directory of a finished search"
+        )
+    result = read_json(path)
+    if not isinstance(result, dict) or not {"space", "genotype"} <= result.keys():
+        raise InputError(f"{path} names no space and genotype: name the result of a search")
+    space = get_space(result["space"])
+    return space, space.from_string(result["genotype"])

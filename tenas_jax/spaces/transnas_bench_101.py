@@ -1,0 +1,261 @@
+"""TransNAS-Bench-101 micro (Duan et al., CVPR 2021, arXiv 2105.11871): six edges, 4 operators."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+from tenas_jax.architectures.cell_space import CellSpace
+from tenas_jax.architectures.genotype import Cells, Nodes
+from tenas_jax.architectures.space import Costs, Mask, ProxySize, require_mask
+from tenas_jax.errors import InputError
+from tenas_jax.networks.costs import architecture_costs
+from tenas_jax.networks.discrete import (
+    DiscreteCell,
+    Edge,
+    Logits,
+    Network,
+    RunningStatistics,
+    Stem,
+    checked_size,
+    genotype_edges,
+)
+from tenas_jax.networks.layers import ConvBatchNorm
+from tenas_jax.networks.layouts import Layout
+from tenas_jax.networks.ops import ReLUConvBatchNorm, operators
+from tenas_jax.networks.supernet import Cell, classifier, sow_features
+from tenas_jax.spaces.nas_bench_201 import RegionNetwork
+
+MODULES = "41414"  # an even digit doubles the channels, one above 2 halves the images
+PREFIX = f"64-{MODULES}-"
+# Channels, cells per module. The published network has the stem for images of 256 x 256.
+PUBLISHED_SIZES: dict[Stem, tuple[int, int]] = {"imagenet": (64, 2), "cifar": (64, 2)}
+
+
+class Digits:
+    """The benchmark's notation: `64-41414-a_bc_def`, an operator's number for each edge."""
+
+    def write(self, space: Cells, cells: list[Nodes]) -> str:
+        """The text of the operators into each node of the cell."""
+        nodes = ["".join(str(space.ops.index(op)) for op, _ in pairs) for pairs in cells[0]]
+        return PREFIX + "_".join(nodes)
+
+    def read(self, space: Cells, text: str) -> list[Nodes]:
+        """The inverse of `write`; the tuple `(a, b, c, d, e, f)` is read as well."""
+        sources = [[space.edges[e][0] for e in space.incoming(n)] for n in space.intermediate_nodes]
+        stripped = text.strip()
+        digits = re.sub(r"[\s,()_]", "", stripped.removeprefix(PREFIX))
+        parts = stripped.removeprefix(PREFIX).split("_")
+        lengths = [len(node) for node in sources]
+        well_formed = _TUPLE.fullmatch(stripped) or [len(part) for part in parts] == lengths
+        if not (digits.isascii() and digits.isdecimal() and well_formed) or len(digits) != sum(
+            lengths
+        ):
+            form = PREFIX + "_".join("0" * length for length in lengths)
+            raise InputError(f"{text[:60]!r} is not a genotype of {space.name}: write {form}")
+        unknown = [digit for digit in digits if int(digit) >= len(space.ops)]
+        if unknown:
+            raise InputError(
+                f"{text[:60]!r} has operator {unknown[0]}: choose from 0 to {len(space.ops) - 1}"
+            )
+        rest = iter(digits)
+        return [[[(space.ops[int(next(rest))], source) for source in node] for node in sources]]
+
+    def recognizes(self, text: str) -> bool:
+        """Whether a text looks like this notation."""
+        return text.strip().startswith(PREFIX) or bool(_TUPLE.fullmatch(text.strip()))
+
+
+_TUPLE = re.compile(r"\(\s*\d(\s*,\s*\d){5}\s*,?\s*\)")
+
+
+def modules(
+    x: Array, cell: Callable[[Array, int, int, int], Array], *, channels: int, cells: int
+) -> Array:
+    """The modules of cells of any kind.
+
+    Args:
+        x: images of a layout, of so many channels.
+        cell: a cell of `(images, features, stride, number)`, numbered through all modules.
+        channels: of the images.
+        cells: cells of each module; the first changes channels and size.
+    """
+    for i, digit in enumerate(map(int, MODULES)):
+        channels *= 2 if digit % 2 == 0 else 1
+        for number in range(cells):
+            stride = 2 if digit > 2 and number == 0 else 1
+            x = cell(x, channels, stride, i * cells + number)
+    return x
+
+
+class Supernet(nn.Module):
+    """The macro network over supernet cells, with a stem for small images.
+
+    Args:
+        space: the search space.
+        channels: of the stem.
+        cells: cells of each module.
+        num_classes: outputs of the classifier.
+        layout: memory layout of the images.
+        initializer: name of the kernels' initializer.
+    """
+
+    space: CellSpace
+    channels: int
+    cells: int
+    num_classes: int
+    layout: Layout
+    initializer: str
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "n h w c"], mask: Bool[Array, "cell edge op"]
+    ) -> Float[Array, "n classes"]:
+        """Logits of the images."""
+        require_mask(self.space, mask)
+        layout, initializer = self.layout, self.initializer
+
+        def cell(x: Array, features: int, stride: int, number: int) -> Array:
+            nodes = Cell(
+                self.space,
+                features,
+                layout,
+                initializer,
+                stride,
+                name=f"cell_{number}",
+            )
+            x = nodes([x], mask[0])[-1]
+            sow_features(self, layout, x)
+            return x
+
+        stem = ConvBatchNorm(
+            layout, initializer, features=self.channels, kernel_size=3, name="stem"
+        )
+        x = modules(stem(layout.from_nhwc(images)), cell, channels=self.channels, cells=self.cells)
+        return classifier(self.num_classes, initializer)(layout.mean_pixel(x))
+
+
+class DiscreteNetwork(Network):
+    """The network of an architecture, to be trained."""
+
+    @nn.compact
+    def __call__(
+        self,
+        images: Float[Array, "n h w c"],
+        *,
+        train: bool = False,
+        drop_path_rate: Float[Array, ""] | float | None = None,
+    ) -> tuple[Logits, Logits | None]:
+        """Logits of the images."""
+        layout, rate = RunningStatistics(train=train), drop_path_rate if train else None
+        initializer, x = self.space.initializer, self.prepare(images)
+
+        def cell(x: Array, features: int, stride: int, number: int) -> Array:
+            nodes = DiscreteCell(
+                self.space, self.cells_edges[0], features, layout, stride, name=f"cell_{number}"
+            )
+            return nodes([x], rate)[-1]
+
+        if self.stem == "imagenet":
+            x = ConvBatchNorm(
+                layout,
+                initializer,
+                features=self.channels // 2,
+                kernel_size=3,
+                stride=2,
+                name="stem_a",
+            )(x)
+            x = ReLUConvBatchNorm(self.channels, layout, initializer, stride=2, name="stem_b")(x)
+        else:
+            x = ConvBatchNorm(
+                layout, initializer, features=self.channels, kernel_size=3, name="stem"
+            )(x)
+        x = modules(x, cell, channels=self.channels, cells=self.cells)
+        return classifier(self.num_classes, initializer)(layout.mean_pixel(x)), None
+
+
+@dataclass(frozen=True)
+class Macro:
+    """How cells are put together: five modules, of which three are smaller and wider.
+
+    A network for single paths takes XLA 3.5 times as long to compile as the supernet, and a kernel
+    no less time, as its 10 cells are small: there is none.
+    """
+
+    has_single_paths: bool = False
+
+    def supernet(self, space: CellSpace, size: ProxySize, layout: Layout) -> nn.Module:
+        """The network of the kernel, by default of 3 channels and 2 cells a module."""
+        return Supernet(
+            space,
+            3 if size.channels is None else size.channels,
+            2 if size.cells is None else size.cells,
+            size.num_classes,
+            layout,
+            size.initializer,
+        )
+
+    def region_network(self, space: CellSpace, size: ProxySize, layout: Layout) -> nn.Module:
+        """The network of the regions, as in NAS-Bench-201: a cell, batch normalization, ReLU."""
+        return RegionNetwork(
+            space, 1 if size.cells is None else size.cells, layout, size.initializer
+        )
+
+    def network(
+        self,
+        space: CellSpace,
+        mask: Mask,
+        *,
+        num_classes: int,
+        channels: int | None = None,
+        cells: int | None = None,
+        stem: Stem = "cifar",
+        auxiliary: bool = False,
+        dtype: DTypeLike = jnp.float32,
+    ) -> Network:
+        """The network of a genotype, uninitialized.
+
+        Args:
+            space: the search space.
+            mask: operators kept, one on each edge.
+            num_classes: outputs of the classifier.
+            channels: of the stem; None: 64, as published.
+            cells: cells of each module; None: 2, as published.
+            stem: `imagenet`, as published, two strided convolutions; `cifar`, one without stride.
+            auxiliary: False: there is no auxiliary head.
+            dtype: data type of the images inside; parameters and logits are float32.
+
+        Raises:
+            InputError: there is no such network.
+        """
+        if auxiliary:
+            raise InputError(f"{space.name} has no auxiliary head: use auxiliary=False")
+        size = checked_size(space, PUBLISHED_SIZES, stem, num_classes, channels, cells)
+        edges = genotype_edges(space, mask)
+        return DiscreteNetwork(space, edges, num_classes, *size, stem, auxiliary, dtype)
+
+    def costs(self, space: CellSpace, masks: np.ndarray) -> Costs:
+        """Parameters and FLOPs of the published networks, for 75 classes and 256 x 256 images."""
+        return architecture_costs(space, masks, _published, 256)
+
+
+def _published(space: CellSpace, edges: tuple[tuple[Edge, ...], ...]) -> Network:
+    stem: Stem = "imagenet"
+    return DiscreteNetwork(space, edges, 75, *PUBLISHED_SIZES[stem], stem, False, jnp.float32)
+
+
+TRANSNAS_BENCH_101 = CellSpace(
+    name="transnas-bench-101",
+    operators=operators("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3"),
+    edges=tuple((source, target) for target in range(1, 4) for source in range(target)),
+    cell_types=("cell",),
+    input_nodes=1,
+    notation=Digits(),
+    macro=Macro(),
+    initializer="kaiming_normal_fan_out",
+)

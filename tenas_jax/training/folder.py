@@ -1,0 +1,186 @@
+"""The folder of a training: what is trained and how, its metrics, its checkpoints."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from jaxtyping import PyTree
+
+from tenas_jax.data.labeled import Split
+from tenas_jax.data.normalization import Normalization
+from tenas_jax.errors import InputError
+from tenas_jax.host.files import file_errors, read_json, write_json
+from tenas_jax.host.processes import exchange, is_main, shared_errors
+from tenas_jax.training.checkpoint import Checkpoints
+from tenas_jax.training.recipes import Recipe, from_dict
+
+CONFIG_FILE, METRICS_FILE, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
+
+Which = Literal["best", "last"]
+
+
+class Training(NamedTuple):
+    """What a folder says about its training.
+
+    Attributes:
+        genotype: the architecture.
+        recipe: how it is trained.
+        classes: names of the classes, in the order of the logits.
+        normalization: of the images.
+        fingerprints: of the images trained on and of those evaluated on.
+    """
+
+    genotype: str
+    recipe: Recipe
+    classes: tuple[str, ...]
+    normalization: Normalization
+    fingerprints: tuple[str, str]
+
+    def about(self) -> dict[str, Any]:
+        """The same as JSON values, in which trainings are compared."""
+        values = {
+            "genotype": self.genotype,
+            **dataclasses.asdict(self.recipe),
+            **self.normalization._asdict(),
+            "classes": self.classes,
+            "images": self.fingerprints,
+        }
+        normalized: dict[str, Any] = json.loads(json.dumps(values))
+        return normalized
+
+
+def training_of(genotype: str, recipe: Recipe, split: Split) -> Training:
+    """What a folder is to say about a training.
+
+    Args:
+        genotype: the architecture.
+        recipe: how it is trained.
+        split: the images of the recipe.
+
+    Returns:
+        The training.
+    """
+    fingerprints = split.train.fingerprint, split.test.fingerprint
+    return Training(genotype, recipe, split.train.classes, split.normalization, fingerprints)
+
+
+def open_output(folder: Path, training: Training, *, resume: bool) -> None:
+    """Make the folder of a training, or make sure that it holds this one.
+
+    Args:
+        folder: the folder of process 0; made if there is none.
+        training: the same in every process.
+        resume: whether the folder must hold the training already.
+
+    Raises:
+        InputError: in every process, if the folder is not empty, or with `resume` holds another
+            training or none, or if processes differ.
+    """
+    about = training.about()
+    with shared_errors():
+        for process, theirs in enumerate(map(json.loads, exchange(json.dumps(about)))):
+            if names := _differing(theirs, about):
+                raise InputError(
+                    f"process {process} differs in {', '.join(names)}: give every process the "
+                    "same words and images"
+                )
+        if is_main() and resume:
+            if names := _differing(load_training(folder).about(), about):
+                raise InputError(
+                    f"{folder} holds a training that differs in {', '.join(names)}: give the same "
+                    "values or choose another --output"
+                )
+        elif is_main():
+            with file_errors(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                if any(folder.iterdir()):
+                    raise InputError(
+                        f"{folder} is not empty: go on with --resume or choose another --output"
+                    )
+            write_json(folder / CONFIG_FILE, about)
+
+
+def load_training(folder: Path) -> Training:
+    """What a folder says about its training.
+
+    Args:
+        folder: what `tenas train` wrote.
+
+    Returns:
+        The training.
+
+    Raises:
+        InputError: the folder holds no training, or one of another version.
+    """
+    path = folder / CONFIG_FILE
+    if not path.exists():
+        raise InputError(f"{folder} holds no training: name the --output of tenas train")
+    values = read_json(path)
+    try:
+        genotype, mean, std, classes, images = map(
+            values.pop, ("genotype", "mean", "std", "classes", "images")
+        )
+        training = Training(
+            genotype,
+            from_dict(values),
+            tuple(classes),
+            Normalization(tuple(mean), tuple(std)),
+            tuple(images),
+        )
+    except (AttributeError, KeyError, TypeError, InputError):
+        raise InputError(f"{path} is of another version: train again") from None
+    return training
+
+
+def load_variables(
+    folder: Path, training: Training, like: PyTree, which: Which
+) -> tuple[int, PyTree]:
+    """The parameters and running statistics of a training.
+
+    Args:
+        folder: what `tenas train` wrote.
+        training: what it says about it.
+        like: arrays or their shapes, of variables of the network.
+        which: the checkpoint with the highest test accuracy, or the last one.
+
+    Returns:
+        The step of the checkpoint, and its variables.
+
+    Raises:
+        InputError: there is no such checkpoint, or it is of another training.
+    """
+    path = folder / CHECKPOINTS
+    if not path.is_dir():
+        raise InputError(f"{folder} holds no checkpoint: the training has not come to one")
+    with Checkpoints(path, training.about(), read_only=True) as checkpoints:
+        step = checkpoints.best if which == "best" else checkpoints.latest
+        if step is None:
+            raise InputError(
+                f"{path} holds no {'evaluated ' if which == 'best' else ''}checkpoint: "
+                "train longer" + (" or use --checkpoint last" if which == "best" else "")
+            )
+        return step, checkpoints.variables(step, like)
+
+
+def epoch_records(folder: Path) -> list[dict[str, int | float]]:
+    """The metrics of the epochs that a training has done.
+
+    Args:
+        folder: what `tenas train` wrote.
+
+    Returns:
+        A line of metrics for each epoch.
+
+    Raises:
+        InputError: the metrics cannot be read.
+    """
+    path = folder / METRICS_FILE
+    with file_errors(path):
+        lines = path.read_text().splitlines()
+    return [record for record in map(json.loads, lines) if "epoch" in record]
+
+
+def _differing(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[str]:
+    return [name for name in right if left.get(name) != right[name]]

@@ -1,0 +1,233 @@
+"""Recipes: everything that decides how an architecture is trained, as published.
+
+Departures from the published code, the same in every recipe: the learning rate follows its cosine
+from step to step and not from epoch to epoch, and images that do not fill a batch wait for the
+next epoch, whose order is another.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tenas_jax.errors import InputError
+from tenas_jax.numerics import MAX_SEED
+from tenas_jax.resolve import resolve
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the outcome of a training but the architecture.
+
+    Raises:
+        InputError: a field has a value that cannot be used.
+
+    Example:
+        >>> RECIPES["cifar10"].channels, RECIPES["cifar10"].cells
+        (36, 20)
+        >>> dataclasses.replace(RECIPES["cifar10"], epochs=0)
+        Traceback (most recent call last):
+        ...
+        tenas_jax.errors.InputError: epochs must be at least 1, not 0
+    """
+
+    space: str
+    """Search space: nas-bench-201, darts, transnas-bench-101 or module:object."""
+    data: str
+    """Labeled images: npz:PATH (arrays x and y), folder:PATH (a folder per class) or tfds:NAME."""
+    test_data: str | None = None
+    """Images to evaluate on; None: of tfds:NAME its split validation or test, else the last sixth
+    of each class, which is then not trained on."""
+    data_dir: str | None = None
+    """Where TensorFlow Datasets keeps its files; None is its own default."""
+    num_classes: int = 10
+    """Classes of the data."""
+    image_size: int = 32
+    """Side of the images that the network sees, in pixels."""
+    stem: Literal["cifar", "imagenet"] = "cifar"
+    """First layers of the network: imagenet halves the resolution three times."""
+    channels: int = 36
+    """Channels of the first cell."""
+    cells: int = 20
+    """Cells; in nas-bench-201 those of each of its three stages."""
+    epochs: int = 600
+    """Passes over the training images."""
+    batch_size: int = 96
+    """Images of a step, those of all devices together."""
+    learning_rate: float = 0.025
+    """Highest learning rate, from which a cosine falls to 0 at the last step."""
+    warmup_epochs: int = 0
+    """Epochs in which the learning rate rises linearly from 0."""
+    momentum: float = 0.9
+    """Momentum of stochastic gradient descent."""
+    nesterov: bool = False
+    """Nesterov's momentum."""
+    weight_decay: float = 3e-4
+    """Weight decay, added to the gradient."""
+    decay_norm_and_bias: bool = True
+    """Whether batch norms and biases decay as well."""
+    clip_norm: float | None = 5.0
+    """Largest norm of a gradient; None does not clip."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over all classes."""
+    auxiliary: float = 0.0
+    """Weight of the auxiliary head's loss; 0 is without the head."""
+    drop_path: float = 0.0
+    """Rate of dropped paths in the last epoch, which rises linearly from 0 in the first."""
+    crop: Literal["padded", "resized"] = "padded"
+    """Random crops: of the padded image, or of 8 to 100 % of the image, resized."""
+    padding: int = 4
+    """Black pixels around an image that is cropped as padded."""
+    cutout: int = 0
+    """Side of the square that is cut out of an image, in pixels."""
+    color_jitter: float = 0.0
+    """Most by which brightness, contrast and saturation are changed, as a share."""
+    sync_batch_norm: bool = True
+    """Whether batch norm sees the images of all devices, or each device's own."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the layers' arithmetic; parameters and loss are float32."""
+    seed: int = 0
+    """Seed of weights, order and augmentation."""
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if not (least <= value and math.isfinite(value)):
+                raise InputError(f"{name} must be at least {least}, not {value}")
+        for name in ("momentum", "label_smoothing", "drop_path", "color_jitter"):
+            if getattr(self, name) >= 1:
+                raise InputError(f"{name} must be less than 1, not {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise InputError(f"learning_rate must be more than 0, not {self.learning_rate}")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise InputError(f"clip_norm must be more than 0, not {self.clip_norm}")
+        if self.seed > MAX_SEED:
+            raise InputError(f"seed must be at most {MAX_SEED}, not {self.seed}")
+        multiple = 32 if self.stem == "imagenet" else 4
+        if self.image_size % multiple:
+            raise InputError(
+                f"image_size must be a multiple of {multiple} with the stem {self.stem}, "
+                f"not {self.image_size}"
+            )
+        native_size = 224 if self.stem == "imagenet" else 32
+        if self.auxiliary and self.image_size != native_size:
+            raise InputError(
+                f"the auxiliary head needs image_size {native_size}, not {self.image_size}: "
+                "give auxiliary 0"
+            )
+        if self.warmup_epochs >= self.epochs:
+            raise InputError(
+                f"warmup_epochs {self.warmup_epochs} leaves nothing of {self.epochs} epochs: "
+                "lower it or raise epochs"
+            )
+
+    @property
+    def read_size(self) -> int:
+        """Side of the images before random crops, in pixels.
+
+        Example:
+            >>> RECIPES["imagenet"].read_size, RECIPES["cifar10"].read_size
+            (256, 32)
+        """
+        return round(self.image_size * 256 / 224) if self.crop == "resized" else self.image_size
+
+
+_LEAST = {
+    "num_classes": 2,
+    "image_size": 8,  # two reductions leave a quarter of it
+    "channels": 1,
+    "cells": 1,
+    "epochs": 1,
+    "batch_size": 1,
+    "warmup_epochs": 0,
+    "momentum": 0,
+    "weight_decay": 0,
+    "label_smoothing": 0,
+    "auxiliary": 0,
+    "drop_path": 0,
+    "padding": 0,
+    "cutout": 0,
+    "color_jitter": 0,
+    "seed": 0,
+}
+
+_CIFAR10 = Recipe(
+    space="darts", data="tfds:cifar10", auxiliary=0.4, drop_path=0.3, cutout=16
+)  # DARTS's (arXiv 1806.09055, section 3.2) with the drop path of TE-NAS
+RECIPES: Mapping[str, Recipe] = {
+    "cifar10": _CIFAR10,
+    "cifar100": dataclasses.replace(_CIFAR10, data="tfds:cifar100", num_classes=100),
+    # As TE-NAS (arXiv 2102.11535, section 4.3) takes it from P-DARTS; jitter is without hue.
+    "imagenet": Recipe(
+        space="darts",
+        data="tfds:imagenet2012",
+        num_classes=1000,
+        image_size=224,
+        stem="imagenet",
+        channels=48,
+        cells=14,
+        epochs=250,
+        batch_size=768,
+        learning_rate=0.5,
+        warmup_epochs=5,
+        weight_decay=3e-5,
+        label_smoothing=0.1,
+        auxiliary=0.4,
+        crop="resized",
+        color_jitter=0.4,
+    ),
+    # arXiv 2001.00326, table 1.
+    "nas-bench-201": Recipe(
+        space="nas-bench-201",
+        data="tfds:cifar10",
+        channels=16,
+        cells=5,
+        epochs=200,
+        batch_size=256,
+        learning_rate=0.1,
+        nesterov=True,
+        weight_decay=5e-4,
+        clip_norm=None,
+    ),
+}
+
+
+def get_recipe(name: str) -> Recipe:
+    """The recipe of that name.
+
+    Args:
+        name: a key of `RECIPES`, or `module:object`.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        InputError: no recipe has this name.
+
+    Example:
+        >>> get_recipe("nas-bench-201").epochs
+        200
+    """
+    return resolve(name, RECIPES, Recipe, "recipe")
+
+
+def from_dict(values: Mapping[str, Any]) -> Recipe:
+    """The inverse of `dataclasses.asdict`.
+
+    Args:
+        values: the fields of a recipe.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        InputError: the fields are not those of a recipe.
+
+    Example:
+        >>> from_dict(dataclasses.asdict(RECIPES["cifar10"])) == RECIPES["cifar10"]
+        True
+    """
+    if set(values) != {field.name for field in dataclasses.fields(Recipe)}:
+        raise InputError("the fields are not those of a recipe: it is of another version")
+    return Recipe(**values)

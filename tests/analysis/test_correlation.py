@@ -1,0 +1,460 @@
+"""Rank statistics against brute force and scipy, and what `tenas correlate` makes of two files."""
+
+import itertools
+import json
+import math
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from genotypes import bench_text
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.image import imread
+from scipy import stats
+
+from tenas_jax.analysis.correlation import (
+    NDCG_TOP,
+    STATISTICS,
+    Score,
+    bootstrap,
+    correlate,
+    kendall_tau,
+    ndcg,
+    quality,
+    rank_sum,
+    spearman,
+)
+from tenas_jax.analysis.nasbench import load_table
+from tenas_jax.architectures.cell_space import has_dead_operators
+from tenas_jax.architectures.genotype import from_string
+from tenas_jax.cli import correlate as command
+from tenas_jax.errors import InputError
+from tenas_jax.spaces import DARTS, NAS_BENCH_201
+
+# Every set of edges.
+ARCHS = [bench_text(*ops) for ops in itertools.product(("none", "skip_connect"), repeat=6)]
+FEW = st.lists(st.tuples(st.integers(0, 4), st.integers(80, 94)), min_size=2, max_size=12).map(
+    lambda pairs: np.array(pairs, float).T
+)
+
+
+def tau_by_pairs(x, y):
+    pairs = list(itertools.combinations(range(len(x)), 2))
+    signs = np.array([[np.sign(v[i] - v[j]) for i, j in pairs] for v in (x, y)])
+    untied = (signs != 0).sum(axis=1)
+    return (signs[0] @ signs[1]) / math.sqrt(untied.prod()) if untied.all() else math.nan
+
+
+def ndcg_by_permutations(score, accuracy):
+    """The mean DCG over all orders that the scores allow, relative to that of the best order."""
+
+    def dcg(order):
+        return sum((2 ** accuracy[k] - 1) / math.log2(2 + i) for i, k in enumerate(order))
+
+    orders = list(itertools.permutations(range(len(score))))
+    allowed = [o for o in orders if all(score[a] >= score[b] for a, b in itertools.pairwise(o))]
+    return np.mean([dcg(order) for order in allowed]) / max(map(dcg, orders))
+
+
+@given(FEW)
+def test_kendall_tau_counts_pairs(few):
+    np.testing.assert_allclose(kendall_tau(*few), tau_by_pairs(*few), atol=1e-12)
+
+
+@given(FEW)
+def test_spearman_is_that_of_scipy(few):
+    constant = any(len(set(values)) == 1 for values in few)
+    expected = math.nan if constant else stats.spearmanr(*few).statistic
+    np.testing.assert_allclose(spearman(*few), expected, atol=1e-12)
+
+
+@given(FEW)
+def test_ndcg_averages_over_the_orders_of_ties(few):
+    score, accuracy = few[:, :6]
+    np.testing.assert_allclose(ndcg(score, accuracy), ndcg_by_permutations(score, accuracy))
+
+
+def test_ndcg_looks_at_the_first_thousand():
+    accuracy = np.linspace(90, 60, NDCG_TOP + 100)
+    swapped = -np.arange(len(accuracy), dtype=float)
+    swapped[NDCG_TOP:] = swapped[NDCG_TOP:][::-1]
+    assert math.isclose(ndcg(swapped, accuracy), 1, rel_tol=1e-12)
+    swapped[[NDCG_TOP - 1, NDCG_TOP]] = swapped[[NDCG_TOP, NDCG_TOP - 1]]
+    assert ndcg(swapped, accuracy) < 1
+
+
+@pytest.mark.parametrize("statistic", STATISTICS.values())
+def test_statistics_use_nothing_but_the_order_of_scores(statistic):
+    rng = np.random.default_rng(0)
+    score, accuracy = rng.integers(1, 20, 40).astype(float), rng.uniform(10, 94, 40)
+    value = statistic(score, accuracy)
+    assert statistic(np.log(score), accuracy) == value
+    order = rng.permutation(40)
+    assert math.isclose(statistic(score[order], accuracy[order]), value)
+    lowest = np.where(score == score.min(), -np.inf, score)
+    assert statistic(lowest, accuracy) == value
+
+
+@pytest.mark.parametrize("statistic", [kendall_tau, spearman])
+def test_correlations_are_antisymmetric(statistic):
+    score, accuracy = np.random.default_rng(0).integers(0, 30, (2, 25)).astype(float)
+    assert math.isclose(statistic(-score, accuracy), -statistic(score, accuracy))
+
+
+def test_a_constant_score_correlates_with_nothing():
+    constant, accuracy = np.ones(4), np.array([90.0, 91, 92, 93])
+    assert math.isnan(kendall_tau(constant, accuracy)) and math.isnan(spearman(constant, accuracy))
+    # Any order is as likely: the mean gain at every place.
+    assert math.isclose(ndcg(constant, accuracy), ndcg_by_permutations(constant, accuracy))
+    assert math.isnan(ndcg(accuracy, np.zeros(4)))
+
+
+@pytest.mark.parametrize("direction", [-1, 1])
+@pytest.mark.parametrize("failure", [np.inf, -np.inf, np.nan])
+def test_what_is_not_finite_is_the_worst(direction, failure):
+    scores = quality(np.array([3.0, failure, 1.0, 2.0]), direction)
+    best_first = [0, 3, 2, 1] if direction > 0 else [2, 3, 0, 1]
+    assert np.argsort(-scores).tolist() == best_first
+
+
+def test_rank_sums_share_ranks_and_ignore_scales():
+    kappa, regions = np.array([-5.0, -np.inf, -2.0, -2.0]), np.array([1.0, 2.0, 3.0, 4.0])
+    np.testing.assert_array_equal(rank_sum([kappa, regions]), [2 + 1, 1 + 2, 3.5 + 3, 3.5 + 4])
+    np.testing.assert_array_equal(
+        rank_sum([kappa * 7, np.exp(regions)]), rank_sum([kappa, regions])
+    )
+
+
+def test_bootstrap_agrees_with_scipy():
+    rng = np.random.default_rng(1)
+    score = rng.normal(size=80)
+    accuracy = 80 + score + rng.normal(size=80)
+    ours = bootstrap(spearman, score, accuracy, resamples=1000, seed=0)
+    theirs = stats.bootstrap(
+        (score, accuracy),
+        lambda x, y: stats.spearmanr(x, y).statistic,
+        paired=True,
+        vectorized=False,
+        n_resamples=1000,
+        method="percentile",
+        rng=2,
+    ).confidence_interval
+    assert ours.value == spearman(score, accuracy)
+    np.testing.assert_allclose((ours.low, ours.high), theirs, atol=0.04)
+    narrower = bootstrap(spearman, score, accuracy, resamples=1000, seed=0, level=0.5)
+    assert ours.low < narrower.low < ours.value < narrower.high < ours.high
+
+
+def test_bootstrap_depends_on_the_seed_alone():
+    score, accuracy = np.random.default_rng(0).uniform(10, 90, (2, 30))
+    first, again, other = (
+        bootstrap(kendall_tau, score, accuracy, resamples=50, seed=seed) for seed in (0, 0, 1)
+    )
+    assert first == again and first.low != other.low and first.value == other.value
+
+
+def test_intervals_of_a_statistic_that_may_be_undefined_are_nan():
+    # Three architectures of which two tie: some resample is constant.
+    estimate = bootstrap(
+        kendall_tau, np.array([1.0, 1, 2]), np.array([1.0, 2, 3]), resamples=99, seed=0
+    )
+    assert math.isfinite(estimate.value) and math.isnan(estimate.low) and math.isnan(estimate.high)
+
+
+@pytest.mark.parametrize(
+    ("count", "flags", "fault"),
+    [
+        (1, {"resamples": 5, "seed": 0}, "1 architectures have no correlation: give 2 or more"),
+        (3, {"resamples": 0, "seed": 0}, "resamples must be at least 1 and seed at least 0, not 0"),
+        (3, {"resamples": 5, "seed": -1}, "seed at least 0, not 5 and -1"),
+    ],
+)
+def test_too_few_of_anything_is_one_line(count, flags, fault):
+    with pytest.raises(InputError, match=fault):
+        correlate({"s": Score("s", 1, np.arange(count) * 1.0)}, np.arange(count) * 1.0, **flags)
+
+
+def dead_by_paths(space, mask):
+    """Whether a kept operator is on none of the paths from input to output, listed one by one."""
+    outputs = [space.num_nodes - 1] if space is NAS_BENCH_201 else space.intermediate_nodes
+    for cell in mask:
+        kept = {
+            edge: ends
+            for edge, ends in enumerate(space.edges)
+            if any(cell[edge, op] for op, name in enumerate(space.ops) if name != "none")
+        }
+        alive, paths = set(), [((), node) for node in range(space.input_nodes)]
+        while paths:
+            path, node = paths.pop()
+            if node in outputs:
+                alive.update(path)
+            paths += [((*path, e), ends[1]) for e, ends in kept.items() if ends[0] == node]
+        if set(kept) != alive:
+            return True
+    return False
+
+
+def test_dead_operators_are_on_no_path():
+    masks = [from_string(NAS_BENCH_201, arch) for arch in ARCHS]
+    expected = [dead_by_paths(NAS_BENCH_201, mask) for mask in masks]
+    assert [has_dead_operators(NAS_BENCH_201, mask) for mask in masks] == expected
+    assert 0 < sum(expected) < len(expected)
+    # Of the 2^6 sets of edges, each with as many architectures as 4 operators allow.
+    alive = sum(
+        4 ** int((~mask[0, :, 0]).sum())
+        for mask, dead in zip(masks, expected, strict=True)
+        if not dead
+    )
+    assert alive == 9445
+
+
+def test_dead_operators_of_darts():
+    rng = np.random.default_rng(0)
+    # Every intermediate node is an output, so only nodes without an input make operators dead.
+    masks = rng.random((60, *DARTS.shape)) < 0.08
+    expected = [dead_by_paths(DARTS, mask) for mask in masks]
+    assert [has_dead_operators(DARTS, mask) for mask in masks] == expected
+    assert 0 < sum(expected) < len(expected)
+    assert not has_dead_operators(DARTS, DARTS.initial_mask())
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """A table of 64 architectures and scores of 40 of them, in another order."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    accuracies = 10 + 84 * np.sort(rng.random(len(ARCHS)))
+    rows = [
+        f"{arch},{accuracy:.4f},{71 + i % 5},{0.1 * (1 + i % 7):.2f},{10 + i % 3}"
+        for i, (arch, accuracy) in enumerate(zip(ARCHS, accuracies, strict=True))
+    ]
+    write("table.csv", "arch,cifar10_test,cifar100_test,params_m,flops_m", *rows)
+    chosen = rng.permutation(len(ARCHS))[:40]
+    kappas = np.where(chosen < 5, np.inf, np.exp(0.1 * (50 - chosen) + rng.normal(size=40)))
+    scores = [
+        f"{ARCHS[i]},{kappa:.6g},{int(500 + 5 * i + rng.normal(0, 60))},7"
+        for i, kappa in zip(chosen, kappas, strict=True)
+    ]
+    write("scores.csv", "genotype,kappa,regions,synflow", *scores)
+    return SimpleNamespace(chosen=chosen, accuracies=accuracies[chosen].round(4), kappas=kappas)
+
+
+def write(name: str, *lines: str) -> None:
+    Path(name).write_text("".join(f"{line}\n" for line in lines))
+
+
+def run(*words: str) -> int:
+    return command.run(["scores.csv", "--accuracy-table", "table.csv", "--resamples", "20", *words])
+
+
+def test_numbers_are_those_of_the_two_files(files, capsys):
+    flags = ["--sums", "kappa+regions, regions+synflow", "--output", "out.json"]
+    assert run(*flags) == 0
+    result = json.loads(Path("out.json").read_text())
+    assert (result["column"], result["resamples"], result["seed"]) == ("cifar10_test", 20, 0)
+    everything, alive = (result["architectures"][name] for name in (command.ALL, command.ALIVE))
+    assert everything["count"] == 40
+    names = [
+        "kappa",
+        "regions",
+        "synflow",
+        "kappa+regions",
+        "regions+synflow",
+        "params_m",
+        "flops_m",
+    ]
+    assert list(everything["scores"]) == names == list(alive["scores"])
+
+    kappa = everything["scores"]["kappa"]
+    assert (kappa["direction"], kappa["nonfinite"]) == (-1, int(np.isinf(files.kappas).sum()))
+    assert kappa["nonfinite"] > 0
+    # With the rounding of the file the order of the architectures is the same.
+    expected = stats.kendalltau(-np.minimum(files.kappas, 1e9), files.accuracies).statistic
+    assert math.isclose(kappa["kendall_tau"]["value"], expected)
+    assert kappa["kendall_tau"]["low"] < expected < kappa["kendall_tau"]["high"]
+
+    synflow = everything["scores"]["synflow"]["kendall_tau"]
+    assert synflow == {"value": "nan", "low": "nan", "high": "nan"}
+    # A constant adds nothing to a rank sum.
+    assert (
+        everything["scores"]["regions+synflow"]["spearman"]
+        == everything["scores"]["regions"]["spearman"]
+    )
+
+    masks = [from_string(NAS_BENCH_201, ARCHS[i]) for i in files.chosen]
+    living = np.array([not dead_by_paths(NAS_BENCH_201, mask) for mask in masks])
+    assert alive["count"] == living.sum() < 40
+    expected = stats.kendalltau(
+        -np.minimum(files.kappas, 1e9)[living], files.accuracies[living]
+    ).statistic
+    assert math.isclose(alive["scores"]["kappa"]["kendall_tau"]["value"], expected)
+
+    shown = capsys.readouterr().out
+    for text in ("40 architectures", f"{alive['count']} of them without dead operators", *names):
+        assert text in shown
+    low, high = (everything["scores"]["kappa"]["spearman"][end] for end in ("low", "high"))
+    assert f"{low:.2f}..{high:.2f}" in shown
+    assert "nan" in shown and "cifar10_test; intervals: 95 % of 20 resamples" in shown
+
+
+def test_the_column_and_the_metrics_are_chosen(files):
+    assert run("--metrics", "regions", "--sums", "kappa+regions", "--column", "cifar100_test",
+               "--output", "out.json", "--seed", "3") == 0  # fmt: skip
+    result = json.loads(Path("out.json").read_text())
+    scores = result["architectures"]["all"]["scores"]
+    assert list(scores) == ["regions", "kappa+regions", "params_m", "flops_m"]
+    assert (result["column"], result["seed"]) == ("cifar100_test", 3)
+    tau = stats.kendalltau(0.1 * (1 + files.chosen % 7), files.chosen % 5).statistic
+    assert math.isclose(scores["params_m"]["kendall_tau"]["value"], tau)
+
+
+def test_plots_are_written(files):
+    assert run("--metrics", "kappa", "--sums", "kappa+regions", "--plots", "new/plots") == 0
+    names = {path.name for path in Path("new/plots").iterdir()}
+    scores = ("kappa", "kappa+regions", "params_m", "flops_m")
+    assert names == {f"{name}.png" for name in scores}
+    for name in names:
+        assert imread(Path("new/plots") / name).std() > 0.05  # not blank
+
+
+@pytest.mark.parametrize(
+    ("values", "direction", "log"),
+    [
+        ([3.0, 900.0, np.inf], -1, True),
+        ([3.0, 900.0, np.nan], 1, True),
+        ([3.0, 9.0, 5.0], 1, False),
+        ([0.0, 900.0, 5.0], 1, False),
+        ([np.nan] * 3, 1, False),
+    ],
+)
+def test_plots_show_every_architecture(values, direction, log):
+    values, accuracy = np.array(values), np.array([90.0, 80.0, 10.0])
+    assert command._spans_decades(values) == log
+    figure = command._scatter(
+        Score("a label", direction, values),
+        accuracy,
+        np.array([True, False, True]),
+        title="a title",
+        column="cifar10_test",
+        log=log,
+    )
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    dots = np.concatenate([each.get_offsets() for each in axes.collections])
+    triangles = [tuple(point) for line in axes.lines for point in line.get_xydata()]
+    finite = np.isfinite(values)
+    assert sorted(map(tuple, dots)) == sorted(zip(values[finite], accuracy[finite], strict=True))
+    worst = 0.0 if direction > 0 else 1.0
+    assert triangles == [(worst, each) for each in accuracy[~finite]]
+    assert axes.get_ylim()[0] < 10 and axes.get_ylim()[1] > 90
+    assert axes.get_xscale() == ("log" if log else "linear")
+    better = "higher" if direction > 0 else "lower"
+    assert axes.get_xlabel() == f"a label ({better} is better)"
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    missing = [f"not finite: {(~finite).sum()}"] if (~finite).any() else []
+    assert labels == ["no dead operators", "dead operators", *missing]
+
+
+def test_without_living_architectures_there_is_one_table(files, capsys):
+    dead = [
+        arch
+        for arch in ARCHS
+        if has_dead_operators(NAS_BENCH_201, from_string(NAS_BENCH_201, arch))
+    ]
+    write(
+        "scores.csv", "genotype,regions", f"{ARCHS[0]},1", *(f"{a},{i}" for i, a in enumerate(dead))
+    )
+    assert run() == 0
+    shown = capsys.readouterr().out
+    assert "fewer than two architectures have no dead operators" in shown
+    assert "of them" not in shown and f"{len(dead) + 1} architectures" in shown
+
+
+@pytest.mark.parametrize(
+    ("scores", "words", "fault"),
+    [
+        (["genotype,kappa"], "", "scores.csv has no rows"),
+        (["arch,kappa", f"{ARCHS[0]},1"], "", "scores.csv has 0 columns 'genotype'"),
+        (["genotype,kappa,kappa", f"{ARCHS[0]},1,1"], "", "scores.csv has 2 columns 'kappa'"),
+        (["genotype,kappa"] + [f"{ARCHS[0]},1"] * 2, "", "scores.csv, line 3: |none~0|+|none~0|"),
+        (["genotype,kappa", "Genotype(),1"], "", "line 2: 'Genotype()' is not a genotype of nas-b"),
+        (
+            ["genotype,kappa", f"{ARCHS[0]},x"],
+            "",
+            "line 2: kappa is 'x': give a number, inf or nan",
+        ),
+        (
+            ["genotype,speed", f"{ARCHS[0]},1"],
+            "",
+            "has the column 'speed', which is no metric (kap",
+        ),
+        (
+            ["genotype,kappa", f"{bench_text(*['avg_pool_3x3'] * 6)},1", f"{ARCHS[0]},1"],
+            "",
+            "1 of the 2 architectures of scores.csv are not in table.csv (first: line 2, |avg_poo",
+        ),
+        (["genotype,kappa", f"{ARCHS[0]},1"], "", "1 architectures have no correlation"),
+        (
+            None,
+            "--metrics kapa",
+            "unknown metric 'kapa' (did you mean 'kappa'?): choose from kappa, regions",
+        ),
+        (None, "--metrics kappa,snip", "scores.csv has 0 columns 'snip'"),
+        (None, "--sums kappa", "the rank sum kappa has no two different metrics: write such as"),
+        (None, "--sums kappa+kappa", "the rank sum kappa+kappa has no two different metrics"),
+        (None, "--sums kappa+snip", "scores.csv has no column 'snip': leave it out of --sums"),
+        (
+            None,
+            "--sums kappa+regoins",
+            "unknown metric 'regoins' (did you mean 'regions'?): choose from kappa",
+        ),
+        (None, "--column imagenet", "table.csv has 0 columns 'imagenet'"),
+        (None, "--resamples 0", "resamples must be at least 1"),
+        (None, "--seed -1", "seed at least 0"),
+        (None, "--accuracy-table none.csv", "cannot use none.csv: No such file or directory"),
+        (None, "--output none/out.json", "cannot use none/out.json: No such file or directory"),
+        (None, "--plots table.csv", "cannot use table.csv: File exists"),
+        (None, "--plotz here", "Unrecognized options: --plotz, here (see tenas correlate --help)"),
+    ],
+)
+def test_bad_input_is_one_line(files, scores, words, fault):
+    if scores is not None:
+        write("scores.csv", *scores)
+    before = set(os.listdir())
+    with pytest.raises(InputError) as error:
+        run(*words.split())
+    assert fault in str(error.value) and "\n" not in str(error.value)
+    assert set(os.listdir()) == before
+
+
+def test_interruption_is_one_line(files, monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tenas_jax.analysis.correlation.correlate", interrupt)
+    assert run("--output", "out.json") == 130
+    assert capsys.readouterr().err == "tenas: interrupted\n"
+    assert not Path("out.json").exists()
+
+
+def test_help_explains_every_flag(capsys):
+    with pytest.raises(SystemExit) as exit:
+        command.run(["--help"])
+    assert exit.value.code == 0
+    shown = capsys.readouterr().out
+    for flag in ("--accuracy-table", "--metrics", "--sums", "--resamples", "--plots", "--output"):
+        assert flag in shown
+
+
+def test_costs_of_the_whole_space():
+    """Against a table of all 15,625 architectures, which is not part of this repository."""
+    path = os.environ.get("TENAS_NASBENCH201")
+    if path is None:
+        pytest.skip("TENAS_NASBENCH201 names no accuracy table")
+    table = load_table(Path(path))
+    assert len(table) == 15625
+    assert round(kendall_tau(table.parameters, table.accuracies), 3) == 0.578
+    assert table.rank(table.genotypes[6111]) == 1

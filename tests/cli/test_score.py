@@ -1,0 +1,109 @@
+"""`tenas score`: a row for each architecture, whatever happens on the way."""
+
+import csv
+
+import jax
+import numpy as np
+import pytest
+from fake_scorer import HashScorer, InterruptedByTest
+
+from tenas_jax import api, cli
+from tenas_jax.architectures.genotype import from_string
+from tenas_jax.cli import session
+from tenas_jax.data.images import ImageSet
+from tenas_jax.searching import scorer as scoring
+from tenas_jax.spaces import NAS_BENCH_201
+
+ONE = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|none~0|none~1|avg_pool_3x3~2|"
+TWO = "|none~0|+|none~0|skip_connect~1|+|none~0|none~1|avg_pool_3x3~2|"
+METRICS = ["--metrics", "kappa,regions"]
+
+
+@pytest.fixture
+def scorer(monkeypatch, tmp_path):
+    """Replaces what takes long: images, devices, measurements; runs in an empty folder."""
+    fake = HashScorer(batch_rows=4)
+    images = ImageSet(np.zeros((80, 32, 32, 3), np.uint8), (0.5,) * 3, (0.2,) * 3, "photos")
+
+    def make_scorer(*_, **__):
+        fake.compiled = 0
+        return fake
+
+    monkeypatch.setattr(api, "load_images", lambda *_, **__: images)
+    monkeypatch.setattr(session, "configure_jax", lambda _: jax.devices("cpu")[:1])
+    monkeypatch.setattr(scoring, "make_scorer", make_scorer)
+    monkeypatch.chdir(tmp_path)
+    return fake
+
+
+def rows(path):
+    with open(path) as file:
+        return list(csv.reader(file))
+
+
+def test_scores_are_the_means_over_the_repeats(scorer, capsys, tmp_path):
+    assert cli.main(["score", ONE, TWO, "--repeats", "3", "--seed", "7", *METRICS]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    path = "tenas-runs/nas-bench-201-scores-seed7/scores.csv"
+    assert out.splitlines()[0].startswith("nas-bench-201: 2 architectures of nas-bench-201, 80 im")
+    assert out.splitlines()[-1] == f"scores are in {path}"
+    header, *scored = rows(tmp_path / path)
+    assert header == ["genotype", "kappa", "regions"]
+    assert [row[0] for row in scored] == [ONE, TWO]
+    first = jax.random.fold_in(jax.random.key(7), 0)
+    for text, *values in scored:
+        keys = [jax.random.key_data(jax.random.fold_in(first, repeat)) for repeat in range(3)]
+        expected = np.mean([scorer.score(key, from_string(NAS_BENCH_201, text)) for key in keys], 0)
+        assert list(map(float, values)) == expected.tolist()
+
+
+def test_a_file_a_sample_and_a_preset(scorer, tmp_path):
+    (tmp_path / "list").write_text(f"{ONE}\n\n{TWO}\n")
+    assert cli.main(["score", "--file", "list", "--workdir", "a", *METRICS]) == 0
+    assert [row[0] for row in rows(tmp_path / "a" / "scores.csv")] == ["genotype", ONE, TWO]
+    words = ["score", "darts-cifar10", "--sample", "3", "--workdir", "b", *METRICS]
+    assert cli.main(words) == 0
+    assert all(row[0].startswith("Genotype(") for row in rows(tmp_path / "b" / "scores.csv")[1:])
+
+
+def test_an_interrupted_run_goes_on(scorer, capsys, tmp_path):
+    words = ["score", "--sample", "11", *METRICS]
+    assert cli.main([*words, "--workdir", "whole"]) == 0
+    scorer.dies_at_call = scorer.calls + 2
+    with pytest.raises(InterruptedByTest):
+        cli.main([*words, "--workdir", "killed"])
+    scorer.dies_at_call, measured = None, scorer.calls
+    assert not (tmp_path / "killed" / "scores.csv").exists()
+    assert cli.main([*words, "--workdir", "killed"]) == 2
+    assert "go on with --resume" in capsys.readouterr().err
+    assert cli.main([*words, "--workdir", "killed", "--resume"]) == 0
+    assert scorer.calls == measured + 1
+    paths = [tmp_path / run / "scores.csv" for run in ("whole", "killed")]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        ([], "no architecture to score: give genotypes, --file, --sample or --all"),
+        ([ONE, "--all"], "give either genotypes, --file, --sample or --all"),
+        ([ONE, ONE], "is given twice"),
+        (["--file", "nowhere"], "cannot use nowhere: No such file or directory"),
+        (["--sample", "0"], "sample must be at least 1, not 0"),
+        (["--sample", "20000"], "has 15625 architectures, not 20000: ask for fewer"),
+        (["darts-cifar10", "--all"], "architectures, too many to measure all"),
+        (["darts-cifar10", ONE], "Genotype"),
+        ([ONE.replace("skip_connect", "skip")], "'skip'"),
+        ([ONE, "--metrics", "speed"], "unknown metric 'speed': choose from kappa, regions,"),
+        ([ONE, "--repeats", "auto"], "repeats auto is for tenas search: give a number"),
+        ([ONE, "--seed", "x"], "(see tenas score --help)"),
+    ],
+)
+def test_bad_input_is_one_line(scorer, capsys, words, fault):
+    assert cli.main(["score", *words]) == 2
+    error = capsys.readouterr().err
+    assert fault in error
+    assert error.startswith("tenas: ")
+    assert error.index("\n") == len(error) - 1
+    assert scorer.calls == 0

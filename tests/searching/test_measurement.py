@@ -1,0 +1,111 @@
+"""All metrics of a row: each is computed whatever the others are, and of this mask."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from compilation import quick_jit
+
+from tenas_jax.architectures import enumeration as architectures
+from tenas_jax.architectures.space import ProxySize
+from tenas_jax.data.images import ImageSet
+from tenas_jax.metrics.ntk import empirical_ntk
+from tenas_jax.metrics.registry import METRICS
+from tenas_jax.networks.layouts import NHWC
+from tenas_jax.searching.config import NTKConfig, RegionsConfig, SearchConfig
+from tenas_jax.searching.measurement import initialized, make_measure
+from tenas_jax.searching.problem import look_up
+from tenas_jax.spaces import DARTS, NAS_BENCH_201
+
+CONFIG = SearchConfig(
+    images=16,
+    image_size=8,
+    padding=1,
+    metrics=",".join(METRICS),
+    ntk=NTKConfig(batch_size=6),
+    regions=RegionsConfig(batch_size=20, batches=2),
+)
+ONLY_NONE = np.tile(np.arange(5) == 0, (1, 6, 1))
+
+
+@pytest.fixture(scope="module")
+def image_set():
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), np.uint8)
+    return ImageSet(pixels, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "noise")
+
+
+@pytest.fixture(scope="module")
+def measured(image_set):
+    """All metrics that depend on weights, of an architecture, of none, of the supernet."""
+    measure = make_measure(look_up(CONFIG), image_set)
+    [architecture] = architectures.sample(NAS_BENCH_201, 1, np.random.default_rng(1))
+    masks = [architecture, ONLY_NONE, NAS_BENCH_201.initial_mask()]
+    compiled = quick_jit(measure)
+    key = jax.random.key(1)
+    return masks, [jax.device_get(compiled(key, mask, image_set.images)) for mask in masks]
+
+
+def test_every_metric_is_measured(measured):
+    _, rows = measured
+    assert {*rows[0], "parameters", "flops"} == set(METRICS)
+
+
+def test_a_metric_does_not_depend_on_what_else_is_measured(measured, image_set):
+    masks, rows = measured
+    config = dataclasses.replace(CONFIG, metrics="regions,naswot")
+    measure = make_measure(look_up(config), image_set)
+    values = quick_jit(measure)(jax.random.key(1), masks[0], image_set.images)
+    assert set(values) == {"regions", "naswot"}
+    for name, value in values.items():
+        np.testing.assert_allclose(value, rows[0][name], rtol=2e-4, err_msg=name)
+
+
+def test_a_network_without_connections(measured):
+    _, rows = measured
+    nothing = rows[1]
+    assert nothing["kappa"] == np.inf
+    assert nothing["regions"] == 1
+    assert nothing["ntk_trace"] == 0
+    assert nothing["naswot"] == nothing["synflow"] == -np.inf
+    assert nothing["swap"] == 1
+    assert nothing["grad_norm"] == nothing["snip"] == nothing["zico"] == 0
+
+
+@pytest.mark.parametrize("space", [NAS_BENCH_201, DARTS], ids=lambda space: space.name)
+def test_a_kernel_is_zero_where_no_image_reaches_the_output(space):
+    """Which is why it is not computed there."""
+    network = space.supernet(ProxySize(), NHWC)
+    pruned = np.zeros(space.shape, bool)
+    pruned[..., 0] = True
+    if space is NAS_BENCH_201:
+        pruned[0, 0] = np.arange(5) == 3  # into node 1, from which nothing goes on
+    dead_ends, supernet = map(jnp.asarray, (pruned, space.initial_mask()))
+    x = jax.random.normal(jax.random.key(0), (3, 8, 8, 3))
+    params = initialized(space.supernet, ProxySize(), jax.random.key(1), x, dead_ends)
+
+    def logits(params, x, mask):
+        return network.apply({"params": params}, x, mask)
+
+    kernel = quick_jit(lambda p, x, mask: empirical_ntk(lambda p, x: logits(p, x, mask), p, x))
+    assert (kernel(params, x, dead_ends) == 0).all()
+    assert (kernel(params, x, supernet) != 0).all()
+
+
+def test_a_connected_network_has_finite_positive_scores(measured):
+    _, rows = measured
+    for row in (rows[0], rows[2]):
+        assert all(np.isfinite(list(row.values())))
+        assert row["ntk_trace"] == pytest.approx(6 * row["ntk_mean_eigenvalue"], rel=1e-5)
+        assert row["kappa"] > 1
+        assert row["grad_norm"] > 0
+        assert row["swap"] > 1
+
+
+def test_costs_are_those_of_the_discrete_networks(measured):
+    masks = np.stack(measured[0][:2])
+    parameters, flops = NAS_BENCH_201.costs(masks)
+    np.testing.assert_array_equal(METRICS["parameters"].count(NAS_BENCH_201, masks), parameters)
+    np.testing.assert_array_equal(METRICS["flops"].count(NAS_BENCH_201, masks), flops)
+    assert parameters[1] == 73306

@@ -1,0 +1,181 @@
+"""Strategies driven by scores that depend on keys and masks alone."""
+
+import json
+
+import numpy as np
+import pytest
+from fake_scorer import HashScorer, InterruptedByTest, search, timeless
+
+from tenas_jax.architectures.genotype import from_string
+from tenas_jax.errors import InputError
+from tenas_jax.metrics.registry import get_metric
+from tenas_jax.searching.config import AutoRepeatsConfig, EvolutionConfig, SearchConfig
+from tenas_jax.searching.problem import look_up
+from tenas_jax.searching.repeats import pruning_probabilities
+from tenas_jax.searching.strategies import get_strategy
+from tenas_jax.spaces import NAS_BENCH_201
+
+CONFIGS = {
+    "random": SearchConfig(strategy="random", budget=30, repeats=2, seed=3),
+    "evolution": SearchConfig(
+        strategy="evolution",
+        budget=60,
+        repeats=2,
+        seed=3,
+        evolution=EvolutionConfig(population=10, tournament=3, children=4),
+    ),
+    "auto": SearchConfig(repeats="auto", seed=3),
+}
+
+
+class CountingScorer(HashScorer):
+    """The more 3 x 3 convolutions the better, with a little noise."""
+
+    def score(self, key, mask):
+        noise = super().score(key, mask)[0] / 2**32
+        convolutions = np.asarray(mask)[0, :, 3].sum()
+        return [100.0 - convolutions + 0.1 * noise, 10.0 + convolutions]
+
+
+class NoisyScorer(HashScorer):
+    """Removing from edge 0 decides nothing, elsewhere `skip_connect` is clearly the worst."""
+
+    def score(self, key, mask):
+        mask = np.asarray(mask)
+        noise = super().score(key, mask)[0] / 2**32
+        worst = mask[0, 1:, 1].sum()
+        alike = mask[0, 0].sum() < 4
+        return [100.0 + 10 * worst + (5 * noise if alike else 0.0), 100.0]
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "trace.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_kill_changes_nothing(tmp_path, name):
+    config = CONFIGS[name]
+    expected = search(tmp_path / "whole", HashScorer(), config)
+    with pytest.raises(InterruptedByTest):
+        search(tmp_path / "killed", HashScorer(dies_at_call=11), config)
+    resumed = search(tmp_path / "killed", HashScorer(7), config, resume=True)
+    assert timeless(resumed) == timeless(expected)
+    traces = [(tmp_path / run / "trace.jsonl").read_bytes() for run in ("whole", "killed")]
+    assert traces[0] == traces[1]
+
+
+def test_random_search_finds_the_best_rank_sum_of_its_sample(tmp_path):
+    result = search(tmp_path, HashScorer(), CONFIGS["random"])
+    values = {}
+    for line in lines(tmp_path):
+        values.setdefault(line["genotype"], []).append((line["kappa"], line["regions"]))
+    assert len(values) == result["evaluations"] == 30
+    means = {name: np.mean(each, 0) for name, each in values.items()}
+    kappas = sorted({mean[0] for mean in means.values()})
+    regions = sorted({mean[1] for mean in means.values()}, reverse=True)
+    sums = {n: (kappas.index(m[0]) + regions.index(m[1]), m[0]) for n, m in means.items()}
+    assert result["genotype"] == min(sums, key=sums.get)
+
+
+def test_singular_architectures_are_never_the_best(tmp_path):
+    result = search(tmp_path, HashScorer(singular=180), CONFIGS["random"])
+    finite = {line["genotype"] for line in lines(tmp_path) if line["kappa"] == "inf"}
+    assert result["nonfinite"] > 20
+    assert result["genotype"] not in finite
+
+
+def test_evolution_climbs_and_keeps_its_budget(tmp_path):
+    result = search(tmp_path, CountingScorer(), CONFIGS["evolution"])
+    names = [line["genotype"] for line in lines(tmp_path)][::2]
+    assert len(names) == len(set(names)) == result["evaluations"] <= 60
+    convolutions = [name.count("nor_conv_3x3") for name in names]
+    assert np.mean(convolutions[-15:]) > np.mean(convolutions[:10]) + 1
+    assert result["genotype"].count("nor_conv_3x3") == max(convolutions)
+
+
+def test_exhaustive_search_of_all_architectures(tmp_path):
+    config = SearchConfig(strategy="exhaustive", repeats=1)
+    result = search(tmp_path, CountingScorer(batch_rows=3125), config)
+    assert result["evaluations"] == 15625
+    assert result["genotype"].count("nor_conv_3x3") == 6
+
+
+def test_repeats_go_where_the_decision_is_open(tmp_path):
+    config = SearchConfig(repeats="auto", auto_repeats=AutoRepeatsConfig(minimum=3, maximum=8))
+    result = search(tmp_path, NoisyScorer(), config)
+    first = result["rounds"][0]["candidates"]
+    by_edge = [[c["repeats"] for c in first if c["edge"] == edge] for edge in range(6)]
+    assert by_edge[1:] == [[3] * 4] * 5
+    assert max(by_edge[0]) > 3
+    assert max(c["repeats"] for entry in result["rounds"] for c in entry["candidates"]) <= 8
+    pruned = {(p["edge"], p["op"]) for p in result["rounds"][0]["pruned"]}
+    assert pruned >= {(edge, "skip_connect") for edge in range(1, 6)}
+
+
+def test_automatic_repeats_of_scores_without_noise_are_the_minimum(tmp_path):
+    class Exact(HashScorer):
+        def score(self, key, mask):
+            return super().score(np.zeros(2, np.uint32), mask)
+
+    auto = search(tmp_path / "auto", Exact(), SearchConfig(repeats="auto"))
+    fixed = search(tmp_path / "fixed", Exact(), SearchConfig(repeats=3))
+    assert auto["genotype"] == fixed["genotype"]
+    assert auto["rounds"] == fixed["rounds"]
+
+
+def test_probabilities_of_two_normal_means():
+    # Two candidates, equal errors: P(first > second) of a normal difference is known.
+    rng = np.random.default_rng(0)
+    repeats = 400
+    noise = rng.normal(size=(2, 1, repeats))
+    noise -= noise.mean(-1, keepdims=True)
+    noise /= noise.std(-1, ddof=1, keepdims=True)
+    means = np.array([0.1, 0.0])
+    differences = noise + means[:, None, None]
+    probability = pruning_probabilities(
+        differences, lambda m: m[:, 0] == m[:, 0].max(), seed=0, draws=4000
+    )
+    # (0.1 - 0) / sqrt(2 / 400) = 1.414 standard deviations: 0.9214
+    assert probability.tolist() == pytest.approx([0.9214, 0.0786], abs=0.015)
+
+
+def test_other_metrics_drive_the_same_pruning(tmp_path):
+    class Scorer(HashScorer):
+        metrics = (get_metric("naswot"), get_metric("kappa"), get_metric("flops"))
+
+        def score(self, key, mask):
+            kappa, regions = super().score(key, mask)
+            return [-regions, kappa, 1.0]
+
+    config = SearchConfig(metrics="naswot,kappa,flops")
+    result = search(tmp_path, Scorer(), config)
+    assert list(result["rounds"][0]["metrics"]) == ["naswot", "kappa", "flops"]
+    assert {c["differences"]["flops"] for c in result["rounds"][0]["candidates"]} == {0.0}
+    assert from_string(NAS_BENCH_201, result["genotype"]).sum() == 6
+
+
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({"metrics": "kappa,speed"}, "unknown metric 'speed': choose from kappa, regions,"),
+        ({"metrics": "kappa,kappa"}, "name a metric twice"),
+        ({"metrics": "kappa", "combination": "regions"}, "choose one of sum, min, max, kappa"),
+        ({"metrics": "naswot", "difference": "log"}, "needs positive metrics, not naswot"),
+        ({"difference": "absolute"}, "choose one of relative, log"),
+        ({"strategy": "greedy"}, "choose from prune, random, evolution, exhaustive, or write mod"),
+        ({"strategy": "random", "repeats": "auto"}, "repeats auto is for the strategy prune"),
+        ({"budget": 0}, "budget must be an integer of at least 1, not 0"),
+    ],
+)
+def test_bad_configurations(fields, fault):
+    with pytest.raises(InputError, match=fault):
+        get_strategy(look_up(SearchConfig(**fields)).config.strategy)
+
+
+def test_bad_groups():
+    with pytest.raises(InputError, match=r"must be at most evolution.population 5"):
+        EvolutionConfig(population=5, tournament=6, children=2)
+    with pytest.raises(InputError, match=r"auto_repeats.confidence must be in \[0.5, 1\), not 1.5"):
+        AutoRepeatsConfig(confidence=1.5)
+    with pytest.raises(InputError, match=r"auto_repeats.maximum must be an integer of at least 5"):
+        AutoRepeatsConfig(minimum=5, maximum=4)

@@ -1,0 +1,166 @@
+"""The networks against the original's: logits, kernels, activation patterns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from compilation import quick_jit
+from golden_params import darts_params, nas_bench_201_params
+
+from tenas_jax.architectures import enumeration as architectures
+from tenas_jax.architectures.cell_space import has_dead_operators
+from tenas_jax.architectures.space import ProxySize
+from tenas_jax.metrics.ntk import empirical_ntk
+from tenas_jax.networks.batch_minor import BATCH_MINOR, chunk_size
+from tenas_jax.networks.initializers import initialize
+from tenas_jax.networks.layouts import NHWC
+from tenas_jax.networks.ops import PATTERNS
+from tenas_jax.spaces import DARTS, SPACES, darts, get_space
+
+FILES = {"nas-bench-201": "nas201", "darts": "darts"}
+PARAMS = {"nas-bench-201": nas_bench_201_params, "darts": darts_params}
+TOLERANCES = {"float32": 1e-4, "float64": 1e-9}
+LAYOUTS = {"float32": BATCH_MINOR, "float64": NHWC}
+
+
+def relative_error(actual, expected):
+    return np.linalg.norm(actual - expected) / np.linalg.norm(expected)
+
+
+def read_cases(folder, space, network):
+    """(mask, initialization, values of the original) of each golden file."""
+    files = sorted(folder.glob(f"{FILES[space]}_{network}_*_seed0.npz"))
+    names = [file.stem.split("_")[2:4] for file in files]
+    assert {mask for mask, _ in names} >= {"few", "half", "single", "weights"}
+    for file, (mask, init) in zip(files, names, strict=True):
+        if mask != "weights":
+            with np.load(file) as original:
+                yield mask, init, dict(original)
+
+
+def read_mask(folder, space, name):
+    with np.load(folder / f"{FILES[space]}_alphas.npz") as alphas:
+        types = range(len(get_space(space).cell_types))
+        return jnp.stack([jnp.asarray(alphas[f"{name}_ct{i}"] == 0) for i in types])
+
+
+def read_params(folder, space, network, init, dtype):
+    with np.load(folder / f"{FILES[space]}_{network}_weights_{init}_seed0.npz") as weights:
+        return PARAMS[space](weights, dtype)
+
+
+def read_images(folder, name, dtype):
+    with np.load(folder / "inputs.npz") as inputs:
+        return jnp.asarray(inputs[name].transpose(0, 2, 3, 1), dtype)
+
+
+@pytest.fixture(scope="module", params=[(s, d) for s in FILES for d in TOLERANCES], ids="-".join)
+def ntk_case(request):
+    """A space, a type, and the compiled logits and kernel, from gradients of some images a time."""
+    space, dtype = request.param
+    network = get_space(space).supernet(ProxySize(10), LAYOUTS[dtype])
+
+    # The plain layout takes longer to run, the fast one to compile.
+    @(jax.jit if dtype == "float64" else quick_jit)
+    def logits_and_kernel(params, images, mask):
+        logits, vjp = jax.vjp(lambda p: network.apply({"params": p}, images, mask), params)
+
+        def row(i):
+            gradient = vjp(jnp.zeros_like(logits).at[i].set(1))[0]
+            leaves = jax.tree_util.tree_leaves_with_path(gradient)
+            return jnp.concatenate([g.ravel() for path, g in leaves if path[-1].key != "bias"])
+
+        rows = jax.lax.map(row, jnp.arange(len(logits)), batch_size=chunk_size(len(logits)))
+        return logits, jnp.matmul(rows, rows.T, precision="highest")
+
+    with jax.enable_x64(dtype == "float64"):
+        yield space, dtype, logits_and_kernel
+
+
+def test_logits_and_kernels_are_the_originals(ntk_case, golden):
+    space, dtype, logits_and_kernel = ntk_case
+    images = read_images(golden, "ntk_input_0", dtype)
+    for mask, init, original in read_cases(golden, space, "ntk"):
+        params = read_params(golden, space, "ntk", init, dtype)
+        logits, kernel = logits_and_kernel(params, images, read_mask(golden, space, mask))
+        for actual, name in ((logits, "logits"), (kernel, "ntk")):
+            error = relative_error(actual, original[f"{name}_f64"])
+            assert error < TOLERANCES[dtype], (mask, init, name)
+
+
+@pytest.mark.parametrize("space", FILES)
+def test_patterns_distinguish_the_same_samples_as_the_originals(space, golden):
+    with jax.enable_x64(True):
+        network = get_space(space).region_network(ProxySize(), BATCH_MINOR)
+        patches = read_images(golden, "lr_input_0", "float64")
+
+        @quick_jit
+        def patterns(params, mask):
+            _, state = network.apply({"params": params}, patches, mask, mutable=PATTERNS)
+            return jnp.concatenate(jax.tree.leaves(state[PATTERNS]), 1)
+
+        for mask, init, original in read_cases(golden, space, "lr"):
+            params = read_params(golden, space, "lr", init, "float64")
+            ours = np.asarray(patterns(params, read_mask(golden, space, mask)))
+            signs = np.unpackbits(original["signs_packed_f64"], 1)[:, : original["n_neuron"]]
+            assert len(np.unique(ours, axis=0)) == original["n_unique_f64"]
+            np.testing.assert_array_equal(groups(ours), groups(signs))
+
+
+def groups(patterns):
+    """For each sample the first one that has the same pattern."""
+    first, inverse = np.unique(patterns, axis=0, return_index=True, return_inverse=True)[1:]
+    return first[inverse]
+
+
+@pytest.mark.parametrize("layout", [NHWC, BATCH_MINOR], ids=["nhwc", "batch_minor"])
+def test_a_cell_after_a_reduction_halves_its_older_input(layout):
+    network = darts.Supernet(DARTS, 1, 3, layout, "pytorch", ("normal", "reduce", "normal"))
+    images = jnp.ones((2, 8, 8, 3))
+    mask = jnp.asarray(DARTS.initial_mask())
+    variables = jax.eval_shape(network.init, jax.random.key(0), images, mask)
+    cells = variables["params"]["cells"]
+    assert cells["input_2_0"]["half_0"]["kernel"].shape == (1, 1, 1, 4, 1)
+    assert cells["input_2_1"]["conv"]["kernel"].shape == (1, 1, 1, 8, 2)
+    logits = jax.eval_shape(network.apply, variables, images, mask)
+    assert logits.shape == (2, 3)
+
+
+@pytest.fixture(scope="module", params=[n for n, space in SPACES.items() if space.has_single_paths])
+def single_path_case(request):
+    """A space, and compiled kernels of its supernet: computing all operators, or those kept."""
+    space = get_space(request.param)
+    images = jax.random.normal(jax.random.key(0), (5, 8, 8, 3))
+    mask = jnp.asarray(space.initial_mask())
+
+    def kernel(single_path):
+        network = space.supernet(ProxySize(single_path=single_path), BATCH_MINOR)
+        shapes = jax.eval_shape(network.init, jax.random.key(0), images, mask)
+        params = initialize(shapes["params"], "pytorch", jax.random.key(1))
+
+        def of_mask(mask):
+            return empirical_ntk(lambda p, x: network.apply({"params": p}, x, mask), params, images)
+
+        return quick_jit(of_mask)
+
+    return space, kernel(False), kernel(True)
+
+
+def test_kernels_of_single_paths_are_the_supernets(single_path_case):
+    space, of_supernet, of_path = single_path_case
+    masks = architectures.sample(space, 12, np.random.default_rng(0))
+    dead = [has_dead_operators(space, mask) for mask in masks]
+    assert any(dead)
+    assert not all(dead)
+    for mask in masks:
+        actual, expected = of_path(mask), of_supernet(mask)
+        assert np.linalg.norm(actual - expected) <= 1e-5 * np.linalg.norm(expected)
+
+
+def test_single_paths_depend_on_every_operator(single_path_case):
+    space, _, of_path = single_path_case
+    masks = np.zeros((len(space.ops), *space.shape), bool)
+    for i, mask in enumerate(masks):
+        mask[:, :, i] = True
+    kernels = {np.asarray(of_path(mask)).tobytes() for mask in masks}
+    assert len(kernels) == len(space.ops)
