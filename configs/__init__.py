@@ -15,6 +15,7 @@ from tenas_jax.resolve import resolve
 from tenas_jax.searching.config import SearchConfig
 
 DEFAULT_PRESET = "nas-bench-201"
+CUSTOM = "custom"  # what settings are called that start from no preset
 PRESETS: dict[str, ModuleType] = {
     "nas-bench-201": nas_bench_201,
     "nas-bench-201-paper": nas_bench_201_paper,

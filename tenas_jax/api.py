@@ -17,7 +17,7 @@ from rich.console import Console
 from tenas_jax.analysis.results import ScoreTable, SearchResult
 from tenas_jax.architectures import enumeration
 from tenas_jax.architectures.space import Masks, SearchSpace
-from tenas_jax.configs import PRESETS
+from tenas_jax.configs import CUSTOM, PRESETS
 from tenas_jax.data.images import ImageSet, image_set, load_images
 from tenas_jax.errors import InputError
 from tenas_jax.host.processes import is_main
@@ -37,7 +37,6 @@ from tenas_jax.spaces.registry import SPACES
 
 MetricNames = str | Sequence[str | Metric]
 ShowProgress = bool | Callable[[Progress], None]
-CUSTOM = "custom"  # the preset of what starts from none
 
 
 def search(

@@ -8,7 +8,7 @@ import jax
 from rich.console import Console
 
 from tenas_jax.cli.terminal import how_to_go_on, run_interruptibly
-from tenas_jax.configs import DEFAULT_PRESET, PRESETS, get_preset, summary
+from tenas_jax.configs import CUSTOM, DEFAULT_PRESET, PRESETS, get_preset, summary
 from tenas_jax.host.devices import Machine, configure_jax
 from tenas_jax.host.processes import is_main, shared_errors
 from tenas_jax.searching.config import SearchConfig
@@ -16,8 +16,6 @@ from tenas_jax.searching.config import SearchConfig
 if TYPE_CHECKING:
     from tenas_jax.data.images import ImageSet
     from tenas_jax.searching.problem import Problem
-
-CUSTOM = "custom"  # what settings are called that start from no preset
 
 
 class Session(NamedTuple):

@@ -5,7 +5,7 @@ one, on a layout whose batch normalization keeps running statistics. The macro n
 their spaces.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -212,40 +212,3 @@ def genotype_edges(space: CellSpace, mask: Mask) -> tuple[tuple[Edge, ...], ...]
         tuple((*space.edges[edge], space.ops[op]) for edge, op in np.argwhere(mask_of_cell))
         for mask_of_cell in mask
     )
-
-
-def checked_size(
-    space: CellSpace,
-    published: Mapping[Stem, tuple[int, int]],
-    stem: Stem,
-    num_classes: int,
-    channels: int | None,
-    cells: int | None,
-) -> tuple[int, int]:
-    """Channels and cells of a network, by default those of the published one.
-
-    Args:
-        space: the search space.
-        published: channels and cells by stem.
-        stem: what comes before the first cell.
-        num_classes: outputs of the classifier.
-        channels: of the nodes of the first cell; None: as published.
-        cells: number of cells; None: as published.
-
-    Raises:
-        InputError: there is no such stem, or a number is too small.
-    """
-    if stem not in published:
-        raise InputError(f"{space.name} has no stem {stem!r}: choose from {', '.join(published)}")
-    published_channels, published_cells = published[stem]
-    channels = published_channels if channels is None else channels
-    cells = published_cells if cells is None else cells
-    fewest_channels = 2 if stem == "imagenet" else 1  # the first convolution has half of them
-    for name, value, minimum in (
-        ("num_classes", num_classes, 1),
-        ("channels", channels, fewest_channels),
-        ("cells", cells, 1),
-    ):
-        if value < minimum:
-            raise InputError(f"{name} must be at least {minimum}, not {value}")
-    return channels, cells

@@ -1,19 +1,16 @@
 """DARTS (Liu et al., 2019, arXiv 1806.09055): two types of cells of 14 edges, eight operators."""
 
-from dataclasses import dataclass
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from tenas_jax.architectures.cell_space import CellSpace
 from tenas_jax.architectures.genotype import GENOTYPE
-from tenas_jax.architectures.space import Costs, Mask, ProxySize, require_mask
+from tenas_jax.architectures.space import ProxySize, require_mask
 from tenas_jax.errors import InputError
-from tenas_jax.networks.costs import architecture_costs
 from tenas_jax.networks.discrete import (
     INITIALIZER,
     DiscreteCell,
@@ -22,18 +19,15 @@ from tenas_jax.networks.discrete import (
     Network,
     RunningStatistics,
     Stem,
-    checked_size,
-    genotype_edges,
 )
 from tenas_jax.networks.initializers import get_initializer
 from tenas_jax.networks.layers import BatchNorm, ConvBatchNorm
 from tenas_jax.networks.layouts import Layout
+from tenas_jax.networks.macro import CellMacro
 from tenas_jax.networks.ops import FactorizedReduction, ReLUConvBatchNorm, operators, relu
 from tenas_jax.networks.supernet import Cell, classifier, sow_features
 
 NORMAL, REDUCE = "normal", "reduce"
-# Channels and cells of the published networks.
-PUBLISHED_SIZES: dict[Stem, tuple[int, int]] = {"cifar": (36, 20), "imagenet": (48, 14)}
 
 
 def proxy_cells(cells: int) -> tuple[str, ...]:
@@ -287,15 +281,16 @@ class DiscreteNetwork(Network):
         return older, third(older), True
 
 
-@dataclass(frozen=True)
-class Macro:
+class Macro(CellMacro):
     """How cells are put together: in a row, each reading the outputs of the two before it.
 
     With the 14 edges of a cell apart, each with 8 operators, XLA would compile for five minutes, so
     that there is no faster network for single paths.
     """
 
-    has_single_paths: bool = False
+    module = DiscreteNetwork
+    published: ClassVar[dict[Stem, tuple[int, int]]] = {"cifar": (36, 20), "imagenet": (48, 14)}
+    has_auxiliary_head = True
 
     def supernet(self, space: CellSpace, size: ProxySize, layout: Layout) -> nn.Module:
         """The network of the kernel, by default of 1 channel and 2 cells."""
@@ -312,46 +307,6 @@ class Macro:
         """The network of the regions, by default of 2 cells."""
         cells = proxy_cells(2 if size.cells is None else size.cells)
         return RegionNetwork(space, layout, size.initializer, cells)
-
-    def network(
-        self,
-        space: CellSpace,
-        mask: Mask,
-        *,
-        num_classes: int,
-        channels: int | None = None,
-        cells: int | None = None,
-        stem: Stem = "cifar",
-        auxiliary: bool = False,
-        dtype: DTypeLike = jnp.float32,
-    ) -> Network:
-        """The network of a genotype, uninitialized.
-
-        Args:
-            space: the search space.
-            mask: operators kept, two into each node.
-            num_classes: outputs of the classifier.
-            channels: of the nodes of the first cell; None: as published.
-            cells: number of cells; None: as published.
-            stem: `cifar`, or `imagenet`, whose stem makes the images 8 times as small.
-            auxiliary: whether to add the auxiliary head, for training; its images have 32 x 32
-                pixels (CIFAR) or 224 x 224 (ImageNet).
-            dtype: data type of the images inside; parameters and logits are float32.
-
-        Raises:
-            InputError: there is no such network.
-        """
-        size = checked_size(space, PUBLISHED_SIZES, stem, num_classes, channels, cells)
-        edges = genotype_edges(space, mask)
-        return DiscreteNetwork(space, edges, num_classes, *size, stem, auxiliary, dtype)
-
-    def costs(self, space: CellSpace, masks: np.ndarray) -> Costs:
-        """Parameters and FLOPs of the published networks for CIFAR-10."""
-        return architecture_costs(space, masks, _published, 32)
-
-
-def _published(space: CellSpace, edges: tuple[tuple[Edge, ...], ...]) -> Network:
-    return DiscreteNetwork(space, edges, 10, *PUBLISHED_SIZES["cifar"], "cifar", False, jnp.float32)
 
 
 DARTS = CellSpace(

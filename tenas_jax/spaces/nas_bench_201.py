@@ -1,37 +1,29 @@
 """NAS-Bench-201 (Dong and Yang, 2020, arXiv 2001.00326): one cell of six edges, five operators."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import ClassVar
 
 import flax.linen as nn
-import jax.numpy as jnp
-import numpy as np
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from tenas_jax.architectures.cell_space import CellSpace
 from tenas_jax.architectures.genotype import EDGE_LIST
-from tenas_jax.architectures.space import Costs, Mask, ProxySize, require_mask
-from tenas_jax.errors import InputError
-from tenas_jax.networks.costs import architecture_costs
+from tenas_jax.architectures.space import ProxySize, require_mask
 from tenas_jax.networks.discrete import (
     INITIALIZER,
     DiscreteCell,
-    Edge,
     Logits,
     Network,
     RunningStatistics,
     Stem,
-    checked_size,
-    genotype_edges,
 )
 from tenas_jax.networks.layers import BatchNorm, ConvBatchNorm, PointwiseConv
 from tenas_jax.networks.layouts import Layout
+from tenas_jax.networks.macro import CellMacro
 from tenas_jax.networks.ops import ReLUConvBatchNorm, operators, relu
 from tenas_jax.networks.supernet import Cell, classifier, sow_features
 
 STAGES = 3
-PUBLISHED_SIZES: dict[Stem, tuple[int, int]] = {"cifar": (16, 5)}  # channels, cells per stage
 
 
 class ResidualBlock(nn.Module):
@@ -198,11 +190,12 @@ class DiscreteNetwork(Network):
         return logits, None
 
 
-@dataclass(frozen=True)
-class Macro:
+class Macro(CellMacro):
     """How cells are put together: three stages with residual blocks between them."""
 
-    has_single_paths: bool = True
+    module = DiscreteNetwork
+    published: ClassVar[dict[Stem, tuple[int, int]]] = {"cifar": (16, 5)}
+    has_single_paths = True
 
     def supernet(self, space: CellSpace, size: ProxySize, layout: Layout) -> nn.Module:
         """The network of the kernel, by default of 3 channels and a cell per stage."""
@@ -221,47 +214,6 @@ class Macro:
         return RegionNetwork(
             space, 1 if size.cells is None else size.cells, layout, size.initializer
         )
-
-    def network(
-        self,
-        space: CellSpace,
-        mask: Mask,
-        *,
-        num_classes: int,
-        channels: int | None = None,
-        cells: int | None = None,
-        stem: Stem = "cifar",
-        auxiliary: bool = False,
-        dtype: DTypeLike = jnp.float32,
-    ) -> Network:
-        """The network of a genotype, uninitialized.
-
-        Args:
-            space: the search space.
-            mask: operators kept, one on each edge.
-            num_classes: outputs of the classifier.
-            channels: of the nodes of the first cell; None: 16, as published.
-            cells: cells in each of the three stages; None: 5, as published.
-            stem: `cifar`, the only one there is.
-            auxiliary: False: there is no auxiliary head.
-            dtype: data type of the images inside; parameters and logits are float32.
-
-        Raises:
-            InputError: there is no such network.
-        """
-        if auxiliary:
-            raise InputError(f"{space.name} has no auxiliary head: use auxiliary=False")
-        size = checked_size(space, PUBLISHED_SIZES, stem, num_classes, channels, cells)
-        edges = genotype_edges(space, mask)
-        return DiscreteNetwork(space, edges, num_classes, *size, stem, auxiliary, dtype)
-
-    def costs(self, space: CellSpace, masks: np.ndarray) -> Costs:
-        """Parameters and FLOPs of the published networks for CIFAR-10."""
-        return architecture_costs(space, masks, _published, 32)
-
-
-def _published(space: CellSpace, edges: tuple[tuple[Edge, ...], ...]) -> Network:
-    return DiscreteNetwork(space, edges, 10, *PUBLISHED_SIZES["cifar"], "cifar", False, jnp.float32)
 
 
 NAS_BENCH_201 = CellSpace(

@@ -2,39 +2,31 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import ClassVar
 
 import flax.linen as nn
-import jax.numpy as jnp
-import numpy as np
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from tenas_jax.architectures.cell_space import CellSpace
 from tenas_jax.architectures.genotype import Cells, Nodes
-from tenas_jax.architectures.space import Costs, Mask, ProxySize, require_mask
+from tenas_jax.architectures.space import ProxySize, require_mask
 from tenas_jax.errors import InputError
-from tenas_jax.networks.costs import architecture_costs
 from tenas_jax.networks.discrete import (
     DiscreteCell,
-    Edge,
     Logits,
     Network,
     RunningStatistics,
     Stem,
-    checked_size,
-    genotype_edges,
 )
 from tenas_jax.networks.layers import ConvBatchNorm
 from tenas_jax.networks.layouts import Layout
+from tenas_jax.networks.macro import CellMacro
 from tenas_jax.networks.ops import ReLUConvBatchNorm, operators
 from tenas_jax.networks.supernet import Cell, classifier, sow_features
 from tenas_jax.spaces.nas_bench_201 import RegionNetwork
 
 MODULES = "41414"  # an even digit doubles the channels, one above 2 halves the images
 PREFIX = f"64-{MODULES}-"
-# Channels, cells per module. The published network has the stem for images of 256 x 256.
-PUBLISHED_SIZES: dict[Stem, tuple[int, int]] = {"imagenet": (64, 2), "cifar": (64, 2)}
 
 
 class Digits:
@@ -179,15 +171,16 @@ class DiscreteNetwork(Network):
         return classifier(self.num_classes, initializer)(layout.mean_pixel(x)), None
 
 
-@dataclass(frozen=True)
-class Macro:
+class Macro(CellMacro):
     """How cells are put together: five modules, of which three are smaller and wider.
 
     A network for single paths takes XLA 3.5 times as long to compile as the supernet, and a kernel
     no less time, as its 10 cells are small: there is none.
     """
 
-    has_single_paths: bool = False
+    module = DiscreteNetwork
+    published: ClassVar[dict[Stem, tuple[int, int]]] = {"imagenet": (64, 2), "cifar": (64, 2)}
+    counted = ("imagenet", 75, 256)
 
     def supernet(self, space: CellSpace, size: ProxySize, layout: Layout) -> nn.Module:
         """The network of the kernel, by default of 3 channels and 2 cells a module."""
@@ -205,48 +198,6 @@ class Macro:
         return RegionNetwork(
             space, 1 if size.cells is None else size.cells, layout, size.initializer
         )
-
-    def network(
-        self,
-        space: CellSpace,
-        mask: Mask,
-        *,
-        num_classes: int,
-        channels: int | None = None,
-        cells: int | None = None,
-        stem: Stem = "cifar",
-        auxiliary: bool = False,
-        dtype: DTypeLike = jnp.float32,
-    ) -> Network:
-        """The network of a genotype, uninitialized.
-
-        Args:
-            space: the search space.
-            mask: operators kept, one on each edge.
-            num_classes: outputs of the classifier.
-            channels: of the stem; None: 64, as published.
-            cells: cells of each module; None: 2, as published.
-            stem: `imagenet`, as published, two strided convolutions; `cifar`, one without stride.
-            auxiliary: False: there is no auxiliary head.
-            dtype: data type of the images inside; parameters and logits are float32.
-
-        Raises:
-            InputError: there is no such network.
-        """
-        if auxiliary:
-            raise InputError(f"{space.name} has no auxiliary head: use auxiliary=False")
-        size = checked_size(space, PUBLISHED_SIZES, stem, num_classes, channels, cells)
-        edges = genotype_edges(space, mask)
-        return DiscreteNetwork(space, edges, num_classes, *size, stem, auxiliary, dtype)
-
-    def costs(self, space: CellSpace, masks: np.ndarray) -> Costs:
-        """Parameters and FLOPs of the published networks, for 75 classes and 256 x 256 images."""
-        return architecture_costs(space, masks, _published, 256)
-
-
-def _published(space: CellSpace, edges: tuple[tuple[Edge, ...], ...]) -> Network:
-    stem: Stem = "imagenet"
-    return DiscreteNetwork(space, edges, 75, *PUBLISHED_SIZES[stem], stem, False, jnp.float32)
 
 
 TRANSNAS_BENCH_101 = CellSpace(

@@ -15,7 +15,7 @@ from tenas_jax.metrics.flops import flops
 from tenas_jax.metrics.proxies import parameters as count_parameters
 from tenas_jax.networks import costs
 from tenas_jax.networks.costs import layer_costs, network_costs
-from tenas_jax.spaces import DARTS, NAS_BENCH_201, darts, nas_bench_201
+from tenas_jax.spaces import DARTS, NAS_BENCH_201
 
 # DARTS's own second architecture, whose count its authors print (github.com/quark0/darts).
 DARTS_V2 = {
@@ -73,11 +73,8 @@ def test_published_architectures():
 
 
 def test_costs_are_those_of_each_single_network(monkeypatch):
-    for space, module, size in (
-        (NAS_BENCH_201, nas_bench_201, (4, 1)),
-        (DARTS, darts, (4, 3)),
-    ):
-        monkeypatch.setitem(module.PUBLISHED_SIZES, "cifar", size)
+    for space, size in ((NAS_BENCH_201, (4, 1)), (DARTS, (4, 3))):
+        monkeypatch.setitem(space.macro.published, "cifar", size)
         monkeypatch.setattr(costs, "_cost_table", costs._cost_table.__wrapped__)
         masks = random_masks(space, 3)
         table = space.costs(masks)
