@@ -1,5 +1,6 @@
 """Strict settings for every test."""
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -11,6 +12,11 @@ import pytest
 # `bench` is not installed. Last, so that the package under test is the installed one.
 sys.path.append(str(Path(__file__).parents[1]))
 sys.path.append(str(Path(__file__).parents[1] / "docs"))  # my_nas.py
+# Processes that tests start find the same package, also where it is not installed.
+_package = Path(importlib.util.find_spec("tenas_jax").origin).parents[1]
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(_package), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 4)
 # A busy machine is no reason to fail.

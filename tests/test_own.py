@@ -23,7 +23,7 @@ MAIN = "import sys; from tenas_jax.cli import main; sys.exit(main())"
 
 
 def start(folder, *words):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache")}
+    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
     return subprocess.Popen(
         [sys.executable, "-c", MAIN, "search", *SMALL, *words],
         cwd=folder,
