@@ -55,13 +55,14 @@ class Dilated(nn.Module):
 
     features: int
     stride: int
+    train: bool = True
 
     @nn.compact
     def __call__(self, x):
         """Convolved images."""
         strides = {"strides": self.stride} if self.stride > 1 else {"kernel_dilation": 2}
         x = nn.Conv(self.features, (3, 3), use_bias=False, **strides)(nn.relu(x))
-        return nn.BatchNorm(use_running_average=False)(x)
+        return nn.BatchNorm(use_running_average=not self.train)(x)
 
 
 CELLS = dataclasses.replace(

@@ -6,6 +6,7 @@ are without bias, all batch normalizations affine with epsilon 1e-5 (the origina
 `cell_operations.py`).
 """
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 
+from tenas_jax.errors import InputError
 from tenas_jax.metrics.activations import executed_patterns
 from tenas_jax.networks.initializers import get_initializer
 from tenas_jax.networks.layers import ConvBatchNorm, Layer, side_by_side
@@ -278,9 +280,14 @@ class FlaxOp(Op):
         layout, images = self.layout, self.layout.to_nhwc(x)
         options: dict[str, Any] = {"features": self.features, "stride": self.stride}
         if hasattr(layout, "train"):  # a network to be trained: one edge, with running statistics
+            if "train" in inspect.signature(self.make).parameters:
+                options["train"] = layout.train
+            elif layout.train and "batch_stats" in self.variables:
+                raise InputError(
+                    f"operator {self.make.__name__} has running statistics but no field train: "
+                    "give it one that says whether to update them"
+                )
             module = self.make(**options, name=OWN_PARAMETERS)
-            if hasattr(module, "train"):
-                module = module.clone(train=layout.train, _deep_clone=False)
             return cast(Array, module(images))
         module = self.make(**options, parent=None)
 
@@ -326,7 +333,7 @@ def flax_op(make: Callable[..., nn.Module]) -> Callable[..., Op]:
     """An operator for `CellSpace` from an ordinary Flax module.
 
     The module is written for one edge and NHWC images. Subclasses of `Op` that use the layers of
-    this library serve all edges of a node at once and run faster on a CPU.
+    this library serve all edges of a node at once, on any memory layout.
 
     Args:
         make: a Flax module class, or a function, called with `features` (channels of the result)
