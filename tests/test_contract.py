@@ -105,7 +105,7 @@ def network(request):
     space = request.param
     x = jax.random.normal(jax.random.key(0), (3, 8, 8, 3))
     mask = jnp.asarray(space.initial_mask())
-    size = ProxySize(4)
+    size = ProxySize(4) if space is my_nas.SPACE else ProxySize(4, cells=1)
     draw = quick_jit(lambda mask: initialized(space.supernet, size, jax.random.key(1), x, mask))
     return space, space.supernet(size, NHWC), draw(mask), x
 
