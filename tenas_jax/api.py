@@ -31,7 +31,6 @@ from tenas_jax.searching.config import GROUPS, SearchConfig
 from tenas_jax.searching.loop import Progress, search_settings
 from tenas_jax.searching.problem import Problem, look_up
 from tenas_jax.searching.progress import show_progress
-from tenas_jax.searching.strategies import get_strategy
 from tenas_jax.searching.workdir import shared_workdir
 from tenas_jax.spaces.registry import SPACES
 
@@ -123,7 +122,6 @@ def search_problem(
     Raises:
         InputError: the work directory cannot be used, or something cannot be measured.
     """
-    get_strategy(problem.config.strategy)
     measures_paths = problem.config.strategy != "prune"  # the others measure whole architectures
     rows = scorer.make_scorer(problem, images, devices, single_path=measures_paths)
     settings = search_settings(problem, preset, images.fingerprint)

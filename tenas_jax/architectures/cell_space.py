@@ -21,6 +21,7 @@ from tenas_jax.architectures.space import (
     ProxySize,
     SearchSpace,
     require_mask,
+    require_masks,
 )
 from tenas_jax.errors import InputError
 from tenas_jax.resolve import named_pairs, require_names
@@ -337,8 +338,7 @@ class CellSpace:
         Raises:
             InputError: the masks have another shape.
         """
-        if masks.shape[-3:] != self.shape:
-            raise InputError(f"masks of shape {masks.shape} do not end in {self.shape}")
+        require_masks(self, masks)
         return self.macro.costs(self, masks)
 
     def _with_initializer(self, size: ProxySize) -> ProxySize:

@@ -176,7 +176,7 @@ class EdgeList:
         sources = [[space.edges[e][0] for e in space.incoming(n)] for n in space.intermediate_nodes]
         nodes = [[("op", source) for source in node] for node in sources]
         form = self.write(space, [nodes] * len(space.cell_types))
-        return InputError(f"{_excerpt(text)} is not a genotype of {space.name}: write {form}")
+        return InputError(f"{excerpt(text)} is not a genotype of {space.name}: write {form}")
 
 
 class Genotype:
@@ -201,11 +201,11 @@ class Genotype:
             if fields or not all(map(_is_list_of_pairs, flat)):
                 raise ValueError(text)
         except (SyntaxError, ValueError, TypeError, KeyError, RecursionError, MemoryError) as error:
-            fault = f"{_excerpt(text)} is not a genotype of {space.name}"
+            fault = f"{excerpt(text)} is not a genotype of {space.name}"
             raise InputError(f"{fault}: write Genotype({form})") from error
         for name, concat in concats.items():
             if concat not in (nodes, list(nodes), tuple(nodes)):
-                raise InputError(f"{name} is {_excerpt(str(concat))}: {space.name} needs {nodes}")
+                raise InputError(f"{name} is {excerpt(str(concat))}: {space.name} needs {nodes}")
         needed = sum(map(space.edges_kept, nodes))
         for name, pairs in zip(space.cell_types, flat, strict=True):
             if len(pairs) != needed:
@@ -278,5 +278,11 @@ def _listed(choices: Sequence[Any]) -> str:
     return ", ".join(map(str, choices))
 
 
-def _excerpt(text: str) -> str:
+def excerpt(text: str) -> str:
+    """A text for a message, in quotes and not too long.
+
+    Example:
+        >>> excerpt("x" * 99) == repr("x" * 57 + "...")
+        True
+    """
     return repr(text if len(text) <= 60 else f"{text[:57]}...")

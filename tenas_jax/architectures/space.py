@@ -148,6 +148,20 @@ def require_mask(space: Any, mask: Any) -> None:
         )
 
 
+def require_masks(space: Any, masks: Any) -> None:
+    """Refuse an array of masks of another shape.
+
+    Args:
+        space: the search space.
+        masks: an array, whose last axes are those of a mask.
+
+    Raises:
+        InputError: they are not `space.shape`.
+    """
+    if masks.shape[-3:] != space.shape:
+        raise InputError(f"masks of shape {masks.shape} do not end in {space.shape}")
+
+
 def place(space: SearchSpace, cell: int, edge: int, op: int) -> dict[str, Any]:
     """An operator of a mask as it is written in files, by the names of cell type and operator."""
     return {"cell": space.cell_types[cell], "edge": int(edge), "op": space.op_names(edge)[op]}

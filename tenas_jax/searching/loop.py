@@ -117,13 +117,13 @@ def run_search(
             none and it is true, or cannot be written.
     """
     started = time.perf_counter()
+    config, strategy = problem.config, get_strategy(problem.config.strategy)
     open_workdir(workdir, search_settings(problem, preset, data_fingerprint), resume=resume)
     finished = workdir / "result.json"
     if finished.exists():
         stored: Result = read_json(finished)
         return stored
 
-    config, strategy = problem.config, get_strategy(problem.config.strategy)
     run = run_strategy(strategy(problem), config.seed, scorer, workdir, progress=progress)
     found: Found = run.outcome
     result = Result(

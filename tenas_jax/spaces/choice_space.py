@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
+from tenas_jax.architectures.genotype import excerpt
 from tenas_jax.architectures.space import (
     Bit,
     Costs,
@@ -19,6 +20,7 @@ from tenas_jax.architectures.space import (
     Mask,
     ProxySize,
     require_mask,
+    require_masks,
 )
 from tenas_jax.errors import InputError
 from tenas_jax.networks.costs import network_costs
@@ -151,8 +153,9 @@ class ChoiceSpace:
         pairs = [part.strip().partition("=") for part in text.split(",")]
         given = {name.strip(): option.strip() for name, _, option in pairs}
         if len(given) != len(pairs) or set(given) != set(self.edge_names):
-            shown = repr(text if len(text) <= 60 else f"{text[:57]}...")
-            raise InputError(f"{shown} is not an architecture of {self.name}: write such as {form}")
+            raise InputError(
+                f"{excerpt(text)} is not an architecture of {self.name}: write such as {form}"
+            )
         mask = np.zeros(self.shape, bool)
         for edge, (name, options) in enumerate(dict(self.choices).items()):
             if given[name] not in options:
@@ -201,8 +204,7 @@ class ChoiceSpace:
 
     def costs(self, masks: Bool[np.ndarray, "*batch cell edge op"]) -> Costs:
         """Parameters and FLOPs of the networks of 10 classes, for color images of 32 x 32."""
-        if masks.shape[-3:] != self.shape:
-            raise InputError(f"masks of shape {masks.shape} do not end in {self.shape}")
+        require_masks(self, masks)
         flat = masks.reshape(-1, *self.shape)
         counted = [_costs(self, mask.tobytes()) for mask in flat]
         parameters, flops = (

@@ -8,7 +8,7 @@ import flax.linen as nn
 from jaxtyping import Array, Bool, Float
 
 from tenas_jax.architectures.cell_space import CellSpace
-from tenas_jax.architectures.genotype import Cells, Nodes
+from tenas_jax.architectures.genotype import Cells, Nodes, excerpt
 from tenas_jax.architectures.space import ProxySize, require_mask
 from tenas_jax.errors import InputError
 from tenas_jax.networks.discrete import (
@@ -49,11 +49,11 @@ class Digits:
             lengths
         ):
             form = PREFIX + "_".join("0" * length for length in lengths)
-            raise InputError(f"{text[:60]!r} is not a genotype of {space.name}: write {form}")
+            raise InputError(f"{excerpt(text)} is not a genotype of {space.name}: write {form}")
         unknown = [digit for digit in digits if int(digit) >= len(space.ops)]
         if unknown:
             raise InputError(
-                f"{text[:60]!r} has operator {unknown[0]}: choose from 0 to {len(space.ops) - 1}"
+                f"{excerpt(text)} has operator {unknown[0]}: choose from 0 to {len(space.ops) - 1}"
             )
         rest = iter(digits)
         return [[[(space.ops[int(next(rest))], source) for source in node] for node in sources]]
