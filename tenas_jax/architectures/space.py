@@ -49,6 +49,8 @@ class ProxySize:
         initializer: name of the kernels' initializer; `default`: the space's own.
         single_path: promises that every mask keeps at most one operator per edge, so that only
             this one is computed, in spaces that have a network for it.
+        rolled: whether to prefer a network that compiles in a fraction of the time, and in some
+            spaces runs slower.
     """
 
     num_classes: int = 10
@@ -56,6 +58,7 @@ class ProxySize:
     cells: int | None = None
     initializer: str = "default"
     single_path: bool = False
+    rolled: bool = False
 
 
 @runtime_checkable

@@ -121,19 +121,19 @@ class Draw:
         """The logits with every normalization layer replaced by the identity, in a search."""
         return self.logits(params, x)
 
-    @cached_property
-    def layers(self) -> PyTree[Float[Array, "..."]]:
-        """The weights with one leaf per layer, for metrics that treat each layer alone."""
-        return self.params
-
-    def logits_of_layers(self, layers: PyTree, x: Any) -> Float[Array, "n classes"]:
-        """The logits as a function of `layers`."""
-        return self.logits(layers, x)
+    def logits_once(self, params: PyTree, x: Any) -> Float[Array, "n classes"]:
+        """`logits` for a few passes: in a search a form that compiles sooner and runs slower."""
+        return self.logits(params, x)
 
     @cached_property
     def gradient(self) -> PyTree[Float[Array, "..."]]:
-        """The gradient of the mean cross-entropy by `layers`."""
-        return jax.grad(cross_entropy)(self.layers, self.logits_of_layers, self.x, self.labels)
+        """The gradient of the mean cross-entropy by `params`."""
+        return jax.grad(cross_entropy)(self.params, self.logits_once, self.x, self.labels)
+
+    @property
+    def is_stacked(self) -> Callable[[tuple[Any, ...]], bool]:
+        """Whether the parameter at a path is that of several layers, along its first axis."""
+        return lambda path: False
 
     @property
     def is_kernel(self) -> Callable[[tuple[Any, ...]], bool]:

@@ -29,6 +29,10 @@ from tenas_jax.metrics.regions import count_linear_regions
 Select = Callable[[tuple[Any, ...]], bool]
 
 
+def _never(path: tuple[Any, ...]) -> bool:
+    return False
+
+
 def ntk_trace(ntk: Float[Array, "n n"]) -> Float[Array, ""]:
     """Trace norm of the NTK, sum_i lambda_i = sum_i |J_i|^2 (Shu et al. 2022, NASI, equation 9).
 
@@ -232,6 +236,7 @@ def zico(
     labels: Int[Array, "batch n"],
     *,
     select: Select = is_weight,
+    stacked: Select = _never,
 ) -> Float[Array, ""]:
     """ZiCo, sum over layers of log(sum over weights of mean |g| / std g) (Li et al. 2023, eq. 15).
 
@@ -246,6 +251,7 @@ def zico(
         x: the batches along the first axis, in whatever form `apply_fn` takes; the paper has 2.
         labels: class of each sample, from 0.
         select: whether the parameter at a path takes part; by default all but biases.
+        stacked: whether the leaf at a path is several layers along its first axis.
 
     Returns:
         A scalar; higher is better.
@@ -266,19 +272,21 @@ def zico(
     if batches[0] < 2:
         raise InputError("ZiCo of 1 batch has no deviation: give 2 or more along the first axis")
 
-    def gradients(batch: tuple[Any, Int[Array, "n"]]) -> list[Array]:
-        return _leaves(jax.grad(cross_entropy)(params, apply_fn, *batch), select)
+    def gradient(batch: tuple[Any, Int[Array, "n"]]) -> PyTree:
+        return jax.grad(cross_entropy)(params, apply_fn, *batch)
 
-    layers = lax.map(gradients, (x, labels))
-    return jnp.stack([_log_inverse_variation(layer) for layer in layers]).sum()
+    def ratios(gradients: Float[Array, "batch ..."]) -> Float[Array, "..."]:
+        deviation = gradients.std(0)
+        varies = deviation > 0
+        return jnp.where(varies, jnp.abs(gradients).mean(0) / jnp.where(varies, deviation, 1), 0)
 
+    def logarithm(ratios: Array) -> Float[Array, ""]:
+        """A layer's term; 0 where no weight's gradient varies."""
+        total = ratios.sum()
+        return jnp.log(jnp.where(total > 0, total, 1))
 
-def _log_inverse_variation(gradients: Float[Array, "batch ..."]) -> Float[Array, ""]:
-    """A layer's term of ZiCo; 0 where no weight's gradient varies."""
-    deviation = gradients.std(0)
-    varies = deviation > 0
-    ratios = jnp.abs(gradients).mean(0) / jnp.where(varies, deviation, 1)
-    return jnp.log(jnp.where(varies.any(), ratios.sum(where=varies), 1))
+    by_weight = jax.tree.map(ratios, lax.map(gradient, (x, labels)))
+    return _sum_over_layers(logarithm, by_weight, select, stacked)
 
 
 def parameters(params: PyTree) -> int:
@@ -333,12 +341,15 @@ def cross_entropy(
     return losses.mean()
 
 
-def sum_of_norms(gradient: PyTree, select: Select = is_weight) -> Float[Array, ""]:
+def sum_of_norms(
+    gradient: PyTree, select: Select = is_weight, stacked: Select = _never
+) -> Float[Array, ""]:
     """Sum over layers of the norm of their gradient, which `grad_norm` is.
 
     Args:
         gradient: of the loss, a leaf for each layer.
         select: whether the layer at a path takes part.
+        stacked: whether the leaf at a path is several layers along its first axis.
 
     Raises:
         InputError: no parameter is selected.
@@ -347,7 +358,11 @@ def sum_of_norms(gradient: PyTree, select: Select = is_weight) -> Float[Array, "
         >>> float(sum_of_norms({"kernel": jnp.array([3.0, 4.0])}))
         5.0
     """
-    return jnp.stack([jnp.linalg.norm(layer.ravel()) for layer in _leaves(gradient, select)]).sum()
+
+    def norm(layer: Array) -> Array:
+        return jnp.sqrt(jnp.square(layer).sum())
+
+    return _sum_over_layers(norm, gradient, select, stacked)
 
 
 def saliency(params: PyTree, gradient: PyTree, select: Select = is_weight) -> Float[Array, ""]:
@@ -367,6 +382,16 @@ def saliency(params: PyTree, gradient: PyTree, select: Select = is_weight) -> Fl
     """
     pairs = zip(_leaves(params, select), _leaves(gradient, select), strict=True)
     return jnp.stack([jnp.abs(theta * g).sum() for theta, g in pairs]).sum()
+
+
+def _sum_over_layers(
+    value: Callable[[Array], Array], tree: PyTree, select: Select, stacked: Select
+) -> Float[Array, ""]:
+    def values(path: tuple[Any, ...], leaf: Array) -> Float[Array, "layer"]:
+        return jax.vmap(value)(leaf) if stacked(path) else value(leaf)[None]
+
+    by_leaf = jax.tree_util.tree_map_with_path(values, tree)
+    return jnp.concatenate(_leaves(by_leaf, select)).sum()
 
 
 def _leaves(params: PyTree, select: Select) -> list[Array]:

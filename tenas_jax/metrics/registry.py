@@ -76,11 +76,12 @@ def _zico(draw: Draw) -> Array:
         return jax.tree.map(lambda leaf: leaf[: 2 * half].reshape(2, half, *leaf.shape[1:]), x)
 
     return proxies.zico(
-        draw.logits_of_layers,
-        draw.layers,
+        draw.logits_once,
+        draw.params,
         halves(draw.x),
         halves(draw.labels),
         select=draw.is_kernel,
+        stacked=draw.is_stacked,
     )
 
 
@@ -152,7 +153,7 @@ METRICS: dict[str, Metric] = {
         Metric(
             "grad_norm",
             +1,
-            lambda draw: proxies.sum_of_norms(draw.gradient, draw.is_kernel),
+            lambda draw: proxies.sum_of_norms(draw.gradient, draw.is_kernel, draw.is_stacked),
             "gradient norm",
             "Abdelfattah et al. 2021",
             positive=True,
@@ -160,7 +161,7 @@ METRICS: dict[str, Metric] = {
         Metric(
             "snip",
             +1,
-            lambda draw: proxies.saliency(draw.layers, draw.gradient, draw.is_kernel),
+            lambda draw: proxies.saliency(draw.params, draw.gradient, draw.is_kernel),
             "SNIP",
             "Lee et al. 2019; Abdelfattah et al. 2021",
             positive=True,

@@ -114,11 +114,23 @@ class BatchMinor:
         stride: int,
         padding: int,
         groups: int,
+        dilation: int = 1,
         active: Bool[Array, ""] | bool,
     ) -> Array:
         dense = kernel if groups == 1 else _block_diagonal(kernel, groups)
-        x, dense, window = _with_window(x, dense, stride, padding)
-        return _conv_batch_norm(x, dense, scale, bias, jnp.asarray(active), window)
+        phases = 1
+        if dilation > 1:
+            height, width = x.shape[::2]
+            if stride == dilation and padding % dilation == 0:
+                # It reads none of the pixels between.
+                x, stride, padding = x[::stride, :, ::stride], 1, padding // dilation
+            elif stride == 1 and padding % dilation == height % dilation == width % dilation == 0:
+                phases, padding = dilation, padding // dilation
+            else:
+                dense = _dilate(dense, dilation)
+        x, dense, window = _with_window(_to_phases(x, phases), dense, stride, padding)
+        y = _conv_batch_norm(x, dense, scale, bias, jnp.asarray(active), window)
+        return _from_phases(y, phases)
 
     def avg_pool(self, x: Array, *, stride: int) -> Array:
         return avg_pool(x, stride)
@@ -173,10 +185,44 @@ def _block_diagonal(kernel: Array, groups: int) -> Array:
     return dense.reshape(height, width, groups * inputs, outputs)
 
 
+def _to_phases(x: Float[Array, "h c w n"], phases: int) -> Float[Array, "h2 c w2 m"]:
+    """Every `phases`-th pixel of every `phases`-th row as an image of its own.
+
+    A kernel dilated by that many pixels reads one of them only.
+    """
+    if phases == 1:
+        return x
+    height, channels, width, n = x.shape
+    apart = x.reshape(height // phases, phases, channels, width // phases, phases, n)
+    return apart.transpose(0, 2, 3, 1, 4, 5).reshape(
+        height // phases, channels, width // phases, -1
+    )
+
+
+def _from_phases(x: Float[Array, "h2 c w2 m"], phases: int) -> Float[Array, "h c w n"]:
+    """The inverse of `_to_phases`."""
+    if phases == 1:
+        return x
+    height, channels, width, m = x.shape
+    apart = x.reshape(height, channels, width, phases, phases, m // phases**2)
+    shape = (height * phases, channels, width * phases, -1)
+    return apart.transpose(0, 3, 1, 2, 4, 5).reshape(shape)
+
+
+def _dilate(kernel: Float[Array, "k k i o"], dilation: int) -> Float[Array, "d d i o"]:
+    """The kernel with zeros between its elements."""
+    between, none = (0, 0, dilation - 1), (0, 0, 0)
+    return lax.pad(kernel, jnp.zeros((), kernel.dtype), (between, between, none, none))
+
+
 def _with_window(x: Array, kernel: Array, stride: int, padding: int) -> tuple[Array, Array, Window]:
     """Images, kernel and window; of images that a 1 x 1 kernel reads in steps, what it reads."""
     if len(kernel) == 1:
         return x[::stride, :, ::stride], kernel, Window(1, 1, padding)
+    if stride == 1 and max(x.shape[::2]) <= padding:
+        # The border of such a kernel reads no pixel of images that small.
+        unread = padding - max(x.shape[::2]) + 1
+        kernel, padding = kernel[unread:-unread, unread:-unread], padding - unread
     return x, kernel, Window(len(kernel), stride, padding)
 
 

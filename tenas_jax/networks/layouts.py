@@ -60,6 +60,7 @@ class Layout(Protocol):
         stride: int,
         padding: int,
         groups: int,
+        dilation: int = 1,
         active: Bool[Array, ""] | bool,
     ) -> Array:
         """`batch_norm(conv(x))`; not `active` promises that scale and bias are zero."""
@@ -127,10 +128,11 @@ class ChannelsLast:
         stride: int,
         padding: int,
         groups: int,
+        dilation: int = 1,
         active: Bool[Array, ""] | bool,
     ) -> Array:
         del active  # zero scale and bias make the result zero
-        y = self.conv(x, kernel, stride=stride, padding=padding, dilation=1, groups=groups)
+        y = self.conv(x, kernel, stride=stride, padding=padding, dilation=dilation, groups=groups)
         return self.batch_norm(y, scale, bias)
 
     def avg_pool(self, x: Array, *, stride: int) -> Array:

@@ -180,22 +180,22 @@ class SeparableConvBatchNorm(Layer):
         shape = (edges, 1, 1, inputs, self.features)
         pointwise: Array = self.param("pointwise", initializer, shape, x.dtype)
         scale, bias = self.affine(self.features, x.dtype)
-        stride, padding = self.stride, self.dilation * (size // 2)
+        stride, padding, dilation = self.stride, self.dilation * (size // 2), self.dilation
         if edges * inputs <= layout.few_channels:
             # Nothing stands between the two convolutions: they are one, with the product of their
             # kernels.
             product = jnp.swapaxes(depthwise, 3, 4) * pointwise
-            kernel = _dilate(side_by_side(product), self.dilation)
+            kernel = side_by_side(product)
         else:
             x = layout.conv(
                 x if self.grouped else spread(layout, x, jnp.ones_like(weight)),
                 side_by_side(depthwise),
                 stride=stride,
                 padding=padding,
-                dilation=self.dilation,
+                dilation=dilation,
                 groups=edges * inputs,
             )
-            kernel, stride, padding, groups = side_by_side(pointwise), 1, 0, edges
+            kernel, stride, padding, dilation, groups = side_by_side(pointwise), 1, 0, 1, edges
         return layout.conv_batch_norm(
             x,
             kernel,
@@ -204,14 +204,9 @@ class SeparableConvBatchNorm(Layer):
             stride=stride,
             padding=padding,
             groups=groups,
+            dilation=dilation,
             active=(weight > 0).any(),
         )
-
-
-def _dilate(kernel: Float[Array, "k k i o"], dilation: int) -> Float[Array, "d d i o"]:
-    """The kernel with zeros between its elements."""
-    between, none = (0, 0, dilation - 1), (0, 0, 0)
-    return lax.pad(kernel, jnp.zeros((), kernel.dtype), (between, between, none, none))
 
 
 class SeparableConv(Op):

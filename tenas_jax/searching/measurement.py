@@ -25,7 +25,7 @@ from tenas_jax.metrics.registry import Metric
 from tenas_jax.networks.batch_minor import BATCH_MINOR, chunk_size
 from tenas_jax.networks.initializers import DEFAULT, initialize, quick_key
 from tenas_jax.networks.layouts import NHWC, NHWC_WITHOUT_BATCH_NORM, Layout
-from tenas_jax.networks.ops import OPS, OWN_PARAMETERS, PATTERNS, READERS
+from tenas_jax.networks.ops import OPS, OWN_PARAMETERS, PATTERNS, READERS, Op
 from tenas_jax.networks.supernet import FEATURES
 from tenas_jax.resolve import is_library, located
 from tenas_jax.searching.problem import Problem
@@ -99,7 +99,7 @@ def initialized(
         mask: the operators kept.
     """
     # The shapes are those of any layout; this one is traced in half of the time.
-    network = make(dataclasses.replace(size, single_path=False), NHWC)
+    network = make(size, NHWC)
     shapes = jax.eval_shape(network.init, key, x[:2], mask).get("params", {})
 
     def is_own(path: tuple[Any, ...]) -> bool:
@@ -198,7 +198,8 @@ class SupernetDraw(Draw):
     def region_patterns(self) -> Bool[Array, "sample neurons"]:
         """The activation patterns of the region network on random patches."""
         problem, regions = self._problem, self._problem.config.regions
-        network = problem.space.region_network(problem.region_size, BATCH_MINOR)
+        size = dataclasses.replace(problem.region_size, single_path=self._single_path)
+        network = problem.space.region_network(size, BATCH_MINOR)
         if network is None:
             raise InputError(
                 f"{self.name} has no region network: give ChoiceSpace(..., regions=...), or leave "
@@ -241,16 +242,14 @@ class SupernetDraw(Draw):
         with nn.intercept_methods(_without_normalization):
             return _apply(network, params, x, self._mask)[0]
 
-    @cached_property
-    def layers(self) -> PyTree[Float[Array, "..."]]:
-        """The weights, those of parallel edges apart."""
-        if not self._has_layouts:
-            return self.params
-        return jax.tree_util.tree_map_with_path(_by_edge, self.params)
+    def logits_once(self, params: PyTree, x: Array) -> Float[Array, "n classes"]:
+        """The logits, by a network that compiles sooner and runs slower."""
+        return _apply(self._network(), params, x, self._mask)[0]
 
-    def logits_of_layers(self, layers: PyTree, x: Array) -> Float[Array, "n classes"]:
-        """The logits as a function of `layers`."""
-        return self.logits(jax.tree.map(jnp.stack, layers, is_leaf=_is_list), x)
+    @property
+    def is_stacked(self) -> Callable[[tuple[Any, ...]], bool]:
+        """Parallel edges are stacked, in all but the classifier."""
+        return _is_of_edges if self._has_layouts else super().is_stacked
 
     @property
     def is_kernel(self) -> Callable[[tuple[Any, ...]], bool]:
@@ -271,13 +270,14 @@ class SupernetDraw(Draw):
         space = self._problem.space
         return _patterns_and_counts(space, self._network(), self.params, self.x, self._mask)
 
-    def _network(self, layout: Layout = BATCH_MINOR, *, single_path: bool = False) -> Any:
-        size = dataclasses.replace(self._problem.ntk_size, single_path=single_path)
-        return self._problem.space.supernet(size, layout)
+    def _network(self, layout: Layout = BATCH_MINOR, *, rolled: bool = True) -> Any:
+        problem, path = self._problem, self._single_path
+        size = dataclasses.replace(problem.ntk_size, single_path=path, rolled=rolled and path)
+        return problem.space.supernet(size, layout)
 
     def _logits(self, params: PyTree, x: Array) -> Float[Array, "n classes"]:
-        network = self._network(single_path=self._single_path)
-        return _apply(network, params, x, self._mask)[0]
+        # For the kernel, which takes most of the time: not what compiles faster but what runs so.
+        return _apply(self._network(rolled=False), params, x, self._mask)[0]
 
     def _batch(self, key: Key[Array, ""]) -> Float[Array, "n h w channels"]:
         config = self._problem.config
@@ -304,29 +304,42 @@ def _patterns_and_counts(
     space: Any, network: Any, params: PyTree, x: Array, mask: Array
 ) -> tuple[Bool[Array, "n neurons"], Int[Array, "neurons"]]:
     """Activation patterns, and how many times each neuron is in the network."""
-
-    def plain(network: Any) -> tuple[Array, Array]:
-        run = executed_patterns(lambda x: _apply(network, params, x, mask)[0])
-        return run(x)
-
     if not hasattr(network, "layout"):
-        patterns, executed = plain(network)
+        run = executed_patterns(lambda x: _apply(network, params, x, mask)[0])
+        patterns, executed = run(x)
         return patterns, executed.astype(int)
+    if isinstance(space, CellSpace):
+        for name, op in dict(space.operators).items():
+            if op not in OPS.values():
+                _require_sown(name, op, network.initializer)
     _, sown = _apply(network, params, x, mask, (PATTERNS, READERS))
     patterns = jnp.concatenate(jax.tree.leaves(sown[PATTERNS]), 1)
     readers = jnp.concatenate(jax.tree.leaves(sown[READERS])).astype(int)
-    own = isinstance(space, CellSpace) and not set(dict(space.operators).values()) <= _OPERATORS
-    if own:
-        found = jax.eval_shape(lambda: plain(network.clone(layout=NHWC)))[0].shape[1]
-        if found != patterns.shape[1]:
-            raise InputError(
-                f"the operators of {space.name} have {found} ReLU outputs, of which "
-                f"{patterns.shape[1]} are sown: call tenas_jax.networks.ops.relu in them"
-            )
     return patterns, readers
 
 
-_OPERATORS = set(OPS.values())
+def _require_sown(name: str, make: Callable[..., Op], initializer: str) -> None:
+    """Refuse an operator whose ReLUs the patterns would not have."""
+    op = make(4, NHWC, initializer)
+    x, weight = jnp.ones((1, 8, 8, 4)), jnp.ones(1)
+
+    def counts() -> tuple[Array, list[Array]]:
+        params = op.init(jax.random.key(0), x, weight).get("params", {})
+
+        def apply(x: Array) -> tuple[Array, PyTree]:
+            return cast(
+                tuple[Array, PyTree], op.apply({"params": params}, x, weight, mutable=[PATTERNS])
+            )
+
+        return executed_patterns(lambda x: apply(x)[0], required=False)(x)[0], apply(x)[1]
+
+    found, sown = jax.eval_shape(counts)
+    seen = sum(leaf.shape[1] for leaf in jax.tree.leaves(sown))
+    if found.shape[1] != seen:
+        raise InputError(
+            f"operator {name} has {found.shape[1]} ReLU outputs, of which {seen} are sown: call "
+            "tenas_jax.networks.ops.relu in it"
+        )
 
 
 def _without_normalization(
@@ -339,13 +352,8 @@ def _without_normalization(
     return call(*args, **kwargs)
 
 
-def _by_edge(path: tuple[Any, ...], leaf: Array) -> Array | list[Array]:
-    """The layers that a parameter of a supernet stacks, one for each edge."""
-    return leaf if path[0].key == "classifier" else list(leaf)
-
-
-def _is_list(node: Any) -> bool:
-    return isinstance(node, list)
+def _is_of_edges(path: tuple[Any, ...]) -> bool:
+    return bool(path[0].key != "classifier")
 
 
 def _is_kernel(path: tuple[Any, ...]) -> bool:

@@ -60,6 +60,7 @@ class Cells(nn.Module):
         layout: memory layout of the images.
         initializer: name of the kernels' initializer.
         cells: the cells' types, in order.
+        single_path: see `Cell`.
     """
 
     space: CellSpace
@@ -67,6 +68,7 @@ class Cells(nn.Module):
     layout: Layout
     initializer: str
     cells: tuple[str, ...]
+    single_path: bool = False
 
     @nn.compact
     def __call__(self, x: Array, mask: Bool[Array, "cell edge op"]) -> Array:
@@ -85,7 +87,8 @@ class Cells(nn.Module):
                 older = ReLUConvBatchNorm(*common, kernel_size=1, name=f"input_{i}_0")
             newer = ReLUConvBatchNorm(*common, kernel_size=1, name=f"input_{i}_1")
             inputs = [older(previous[0]), newer(previous[1])]
-            cell = Cell(self.space, *common, stride=2 if reduction else 1, name=f"cell_{i}")
+            stride = 2 if reduction else 1
+            cell = Cell(self.space, *common, stride, self.single_path, True, name=f"cell_{i}")
             nodes = cell(inputs, mask[self.space.cell_types.index(cell_type)])
             output = jnp.concatenate(nodes[self.space.input_nodes :], layout.channel_axis)
             sow_features(self, layout, output)
@@ -103,6 +106,7 @@ class Supernet(nn.Module):
         layout: memory layout of the images.
         initializer: name of the kernels' initializer.
         cells: the cells' types, in order.
+        single_path: see `Cell`.
     """
 
     space: CellSpace
@@ -111,6 +115,7 @@ class Supernet(nn.Module):
     layout: Layout
     initializer: str
     cells: tuple[str, ...]
+    single_path: bool = False
 
     @nn.compact
     def __call__(
@@ -122,7 +127,15 @@ class Supernet(nn.Module):
         stem = ConvBatchNorm(
             layout, initializer, features=self.channels, kernel_size=3, name="stem"
         )
-        cells = Cells(self.space, self.channels, layout, initializer, self.cells, name="cells")
+        cells = Cells(
+            self.space,
+            self.channels,
+            layout,
+            initializer,
+            self.cells,
+            self.single_path,
+            name="cells",
+        )
         x = cells(stem(layout.from_nhwc(images)), mask)
         x = relu(self, layout, BatchNorm(layout, initializer, name="norm")(x))
         return classifier(self.num_classes, initializer)(layout.mean_pixel(x))
@@ -138,6 +151,7 @@ class RegionNetwork(nn.Module):
     layout: Layout
     initializer: str
     cells: tuple[str, ...]
+    single_path: bool = False
 
     @nn.compact
     def __call__(
@@ -147,7 +161,9 @@ class RegionNetwork(nn.Module):
         require_mask(self.space, mask)
         layout, initializer = self.layout, self.initializer
         channels = patches.shape[-1]
-        cells = Cells(self.space, channels, layout, initializer, self.cells, name="cells")
+        cells = Cells(
+            self.space, channels, layout, initializer, self.cells, self.single_path, name="cells"
+        )
         x = cells(layout.from_nhwc(patches), mask)
         return relu(self, layout, BatchNorm(layout, initializer, name="norm")(x))
 
@@ -282,15 +298,12 @@ class DiscreteNetwork(Network):
 
 
 class Macro(CellMacro):
-    """How cells are put together: in a row, each reading the outputs of the two before it.
-
-    With the 14 edges of a cell apart, each with 8 operators, XLA would compile for five minutes, so
-    that there is no faster network for single paths.
-    """
+    """How cells are put together: in a row, each reading the outputs of the two before it."""
 
     module = DiscreteNetwork
     published: ClassVar[dict[Stem, tuple[int, int]]] = {"cifar": (36, 20), "imagenet": (48, 14)}
     has_auxiliary_head = True
+    has_single_paths = True
 
     def supernet(self, space: CellSpace, size: ProxySize, layout: Layout) -> nn.Module:
         """The network of the kernel, by default of 1 channel and 2 cells."""
@@ -301,12 +314,13 @@ class Macro(CellMacro):
             layout,
             size.initializer,
             proxy_cells(2 if size.cells is None else size.cells),
+            size.single_path,
         )
 
     def region_network(self, space: CellSpace, size: ProxySize, layout: Layout) -> nn.Module:
         """The network of the regions, by default of 2 cells."""
         cells = proxy_cells(2 if size.cells is None else size.cells)
-        return RegionNetwork(space, layout, size.initializer, cells)
+        return RegionNetwork(space, layout, size.initializer, cells, size.single_path)
 
 
 DARTS = CellSpace(

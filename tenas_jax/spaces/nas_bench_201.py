@@ -90,6 +90,7 @@ class Supernet(nn.Module):
         layout: memory layout of the images.
         initializer: name of the kernels' initializer.
         single_path: see `Cell`.
+        rolled: see `Cell`.
     """
 
     space: CellSpace
@@ -99,6 +100,7 @@ class Supernet(nn.Module):
     layout: Layout
     initializer: str
     single_path: bool = False
+    rolled: bool = False
 
     @nn.compact
     def __call__(
@@ -114,6 +116,7 @@ class Supernet(nn.Module):
                 self.layout,
                 self.initializer,
                 single_path=self.single_path,
+                rolled=self.rolled,
                 name=f"cell_{stage}_{number}",
             )
             x = nodes([x], mask[0])[-1]
@@ -142,6 +145,7 @@ class RegionNetwork(nn.Module):
     cells: int
     layout: Layout
     initializer: str
+    single_path: bool = False
 
     @nn.compact
     def __call__(
@@ -154,7 +158,9 @@ class RegionNetwork(nn.Module):
         features = patches.shape[-1]
         for i in range(self.cells):
             name = f"cell_{i}" if i else "cell"
-            x = Cell(self.space, features, layout, initializer, name=name)([x], mask[0])[-1]
+            common = features, layout, initializer
+            cell = Cell(self.space, *common, 1, self.single_path, self.single_path, name=name)
+            x = cell([x], mask[0])[-1]
         return relu(self, layout, BatchNorm(layout, initializer, name="norm")(x))
 
 
@@ -207,13 +213,13 @@ class Macro(CellMacro):
             layout,
             size.initializer,
             size.single_path,
+            size.rolled,
         )
 
     def region_network(self, space: CellSpace, size: ProxySize, layout: Layout) -> nn.Module:
         """The network of the regions, by default a single cell."""
-        return RegionNetwork(
-            space, 1 if size.cells is None else size.cells, layout, size.initializer
-        )
+        cells = 1 if size.cells is None else size.cells
+        return RegionNetwork(space, cells, layout, size.initializer, size.single_path)
 
 
 NAS_BENCH_201 = CellSpace(

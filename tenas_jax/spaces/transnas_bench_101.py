@@ -95,6 +95,7 @@ class Supernet(nn.Module):
         num_classes: outputs of the classifier.
         layout: memory layout of the images.
         initializer: name of the kernels' initializer.
+        single_path: see `Cell`.
     """
 
     space: CellSpace
@@ -103,6 +104,7 @@ class Supernet(nn.Module):
     num_classes: int
     layout: Layout
     initializer: str
+    single_path: bool = False
 
     @nn.compact
     def __call__(
@@ -119,6 +121,8 @@ class Supernet(nn.Module):
                 layout,
                 initializer,
                 stride,
+                single_path=self.single_path,
+                rolled=True,
                 name=f"cell_{number}",
             )
             x = nodes([x], mask[0])[-1]
@@ -172,15 +176,12 @@ class DiscreteNetwork(Network):
 
 
 class Macro(CellMacro):
-    """How cells are put together: five modules, of which three are smaller and wider.
-
-    A network for single paths takes XLA 3.5 times as long to compile as the supernet, and a kernel
-    no less time, as its 10 cells are small: there is none.
-    """
+    """How cells are put together: five modules, of which three are smaller and wider."""
 
     module = DiscreteNetwork
     published: ClassVar[dict[Stem, tuple[int, int]]] = {"imagenet": (64, 2), "cifar": (64, 2)}
     counted = ("imagenet", 75, 256)
+    has_single_paths = True
 
     def supernet(self, space: CellSpace, size: ProxySize, layout: Layout) -> nn.Module:
         """The network of the kernel, by default of 3 channels and 2 cells a module."""
@@ -191,13 +192,13 @@ class Macro(CellMacro):
             size.num_classes,
             layout,
             size.initializer,
+            size.single_path,
         )
 
     def region_network(self, space: CellSpace, size: ProxySize, layout: Layout) -> nn.Module:
         """The network of the regions, as in NAS-Bench-201: a cell, batch normalization, ReLU."""
-        return RegionNetwork(
-            space, 1 if size.cells is None else size.cells, layout, size.initializer
-        )
+        cells = 1 if size.cells is None else size.cells
+        return RegionNetwork(space, cells, layout, size.initializer, size.single_path)
 
 
 TRANSNAS_BENCH_101 = CellSpace(

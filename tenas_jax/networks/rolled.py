@@ -1,0 +1,255 @@
+"""Cells as loops over their edges, so that an operator is compiled once, not once for each edge.
+
+XLA compiles a loop's body once, however often it runs. In the DARTS space the two cells of a proxy
+network have 28 edges with 8 operators each; as three loops, over the edges of the normal cell, and
+over those of the reduction cell that halve the images and those that do not, kappa and regions
+compile in a third of the time.
+
+The values of a cell's nodes are one array, [node + 1, ...]; what nobody reads is added to the last.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int, PyTree
+
+from tenas_jax.architectures.cell_space import CellSpace
+
+# Of a step: its parameters, its images, and what else it gets; gives images and what it sows.
+Compute = Callable[[PyTree, Array, PyTree], tuple[Array, PyTree]]
+Branch = Callable[[PyTree, Array], tuple[Array, PyTree]]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The edges that leave some nodes of a cell, some edges of a node at a time.
+
+    Args:
+        space: the search space.
+        nodes: in ascending order.
+        width: how many edges a step serves; the last step of a node may have fewer.
+
+    Example:
+        >>> from tenas_jax.spaces import NAS_BENCH_201
+        >>> steps = Steps(NAS_BENCH_201, (0, 1, 2), 2)
+        >>> steps.sources.tolist(), steps.edges.tolist()  # there is no edge 6
+        ([0, 0, 1, 2], [[0, 1], [3, 6], [2, 4], [5, 6]])
+        >>> steps.targets.tolist()
+        [[1, 2], [3, 4], [2, 3], [3, 4]]
+    """
+
+    space: CellSpace
+    nodes: tuple[int, ...]
+    width: int
+
+    @property
+    def _by_node(self) -> list[tuple[int, Int[np.ndarray, "step width"]]]:
+        nobody = len(self.space.edges)
+        by_node = []
+        for node in self.nodes:
+            edges = np.array(self.space.outgoing(node))
+            padded = np.pad(edges, (0, -len(edges) % self.width), constant_values=nobody)
+            by_node.append((node, padded.reshape(-1, self.width)))
+        return by_node
+
+    @property
+    def sources(self) -> Int[np.ndarray, " step"]:
+        """The node that the edges of a step leave."""
+        return np.concatenate([np.full(len(edges), node) for node, edges in self._by_node])
+
+    @property
+    def edges(self) -> Int[np.ndarray, "step width"]:
+        """The edges of a step; one past the last where there are fewer."""
+        return np.concatenate([edges for _, edges in self._by_node])
+
+    @property
+    def targets(self) -> Int[np.ndarray, "step width"]:
+        """The nodes in which they end; one past the last where there is no edge."""
+        ends = [target for _, target in self.space.edges]
+        targets: np.ndarray = np.array([*ends, self.space.num_nodes])[self.edges]
+        return targets
+
+    def stack(self, by_node: Sequence[PyTree]) -> PyTree[Float[Array, "step width ..."]]:
+        """The parameters of each node's parallel edges, [edge, ...], by step."""
+
+        def stacked(*leaves: Array) -> Array:
+            parts = [
+                jnp.pad(leaf, [(0, -len(leaf) % self.width)] + [(0, 0)] * (leaf.ndim - 1))
+                for leaf in leaves
+            ]
+            return jnp.concatenate(parts).reshape(-1, self.width, *leaves[0].shape[1:])
+
+        return jax.tree.map(stacked, *by_node)
+
+
+def scan_all(
+    compute: Compute,
+    params: PyTree[Float[Array, "step ..."]],
+    given: PyTree[Float[Array, "step ..."]],
+    values: Float[Array, "node ..."],
+    inputs: Float[Array, "input ..."] | None,
+    steps: Steps,
+    channel_axis: int,
+) -> tuple[Float[Array, "node ..."], PyTree]:
+    """Adds to the nodes what all operators of the edges make of their sources.
+
+    Args:
+        compute: what a step does: its edges' images side by side, and what it sows.
+        params: of each step.
+        given: whatever else each step is to get.
+        values: of the nodes.
+        inputs: what the sources are if they have another size than `values`.
+        steps: the edges.
+        channel_axis: along which the edges' images are side by side.
+
+    Returns:
+        The values, and what was sown, [step, ...].
+    """
+
+    def step(values: Array, each: tuple[Any, ...]) -> tuple[Array, PyTree]:
+        source, targets, params, given = each
+        x = values[source] if inputs is None else inputs[source]
+        outputs, sown = compute(params, x, given)
+        for i, output in enumerate(jnp.split(outputs, steps.width, channel_axis)):
+            values = values.at[targets[i]].add(output)
+        return values, sown
+
+    each = (jnp.array(steps.sources), jnp.array(steps.targets), params, given)
+    result: tuple[Array, PyTree] = lax.scan(step, values, each)
+    return result
+
+
+def scan_kept(
+    branches: Sequence[Branch],
+    params: Sequence[PyTree[Float[Array, "step ..."]]],
+    kept: Int[Array, " step"],
+    values: Float[Array, "node ..."],
+    inputs: Float[Array, "input ..."] | None,
+    steps: Steps,
+) -> tuple[Float[Array, "node ..."], PyTree]:
+    """Adds to the nodes what one operator of each edge makes of its source.
+
+    Only that operator is computed. What its backward pass needs is kept in an array of the size
+    that the most demanding operator needs, where JAX would keep, and copy, that of all operators.
+
+    Args:
+        branches: the operators: each maps its parameters and images to images and what it sows.
+        params: of each operator, for each step.
+        kept: the operator of each step.
+        values: of the nodes.
+        inputs: what the sources are if they have another size than `values`.
+        steps: the edges, of width 1.
+
+    Returns:
+        The values, and what was sown, all of it one array [step, ...] for each leaf: operators that
+        sow less are filled up with zeros.
+    """
+    sources, targets = steps.sources, steps.targets[:, 0]
+    numbers = jnp.arange(len(sources))
+
+    def own(params: PyTree, i: Array) -> PyTree:
+        return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, i, keepdims=False), params)
+
+    def apply(branch: Branch, params: PyTree, i: Array, x: Array) -> tuple[Array, PyTree, PyTree]:
+        y, pullback, sown = jax.vjp(branch, own(params, i), x, has_aux=True)
+        return y, sown, pullback
+
+    # `jax.jit` keeps the trace, which is needed twice: for the shapes and in the loop.
+    applied = [jax.jit(partial(apply, branch)) for branch in branches]
+    x = values[0] if inputs is None else inputs[0]
+    shapes = [jax.eval_shape(f, own, numbers[0], x) for f, own in zip(applied, params, strict=True)]
+    sown_by = _Union([shape[1] for shape in shapes])
+    saved_by = _Union([shape[2] for shape in shapes])
+    gradients = _Union([jax.tree.map(lambda leaf: leaf[0], own) for own in params])
+
+    @jax.custom_vjp
+    def scan(
+        params: list[PyTree], kept: Array, values: Array, inputs: Array | None
+    ) -> tuple[Array, PyTree]:
+        return forward(params, kept, values, inputs)[0]
+
+    def forward(
+        params: list[PyTree], kept: Array, values: Array, inputs: Array | None
+    ) -> tuple[tuple[Array, PyTree], PyTree]:
+        def branch(k: int, i: Array, x: Array) -> tuple[Array, PyTree, PyTree]:
+            y, sown, pullback = applied[k](params[k], i, x)
+            return y, sown_by.pack(sown), saved_by.pack(pullback)
+
+        def step(values: Array, i: Array) -> tuple[Array, tuple[PyTree, PyTree]]:
+            x = (values if inputs is None else inputs)[jnp.array(sources)[i]]
+            options = [partial(branch, k) for k in range(len(branches))]
+            y, sown, saved = lax.switch(kept[i], options, i, x)
+            return values.at[jnp.array(targets)[i]].add(y), (sown, saved)
+
+        zeros = None if inputs is None else jnp.zeros_like(inputs)
+        values, (sown, saved) = lax.scan(step, values, numbers)
+        return (values, sown), (saved, kept, zeros)
+
+    def backward(residuals: PyTree, cotangent: tuple[Array, PyTree]) -> tuple[PyTree, ...]:
+        saved, kept, inputs = residuals
+
+        def branch(k: int, i: Array, cotangent: Array) -> tuple[PyTree, Array]:
+            pullback = saved_by.unpack(k, own(saved, i))
+            gradient, x = pullback(cotangent)
+            return gradients.pack(gradient), x
+
+        def step(state: tuple[Array, Array | None], i: Array) -> tuple[PyTree, PyTree]:
+            values, inputs = state
+            options = [partial(branch, k) for k in range(len(branches))]
+            gradient, x = lax.switch(kept[i], options, i, values[jnp.array(targets)[i]])
+            source = jnp.array(sources)[i]
+            if inputs is None:
+                return (values.at[source].add(x), None), gradient
+            return (values, inputs.at[source].add(x)), gradient
+
+        state, packed = lax.scan(step, (cotangent[0], inputs), numbers, reverse=True)
+
+        def of_branch(k: int) -> PyTree:
+            there = [jnp.where((kept == k)[:, None], leaf, 0) for leaf in packed]
+            return jax.vmap(partial(gradients.unpack, k))(there)
+
+        return [of_branch(k) for k in range(len(branches))], None, *state
+
+    scan.defvjp(forward, backward)
+    return scan(list(params), kept, values, inputs)
+
+
+class _Union:
+    """Arrays of the same size for pytrees of different structures, one at a time.
+
+    Args:
+        structures: the pytrees, of arrays or their shapes.
+    """
+
+    def __init__(self, structures: Sequence[PyTree]) -> None:
+        self._leaves, self._trees = zip(*map(jax.tree.flatten, structures), strict=True)
+        self._sizes: dict[Any, int] = {}
+        for leaves in self._leaves:
+            for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):
+                size = sum(leaf.size for leaf in leaves if leaf.dtype == dtype)
+                self._sizes[dtype] = max(size, self._sizes.get(dtype, 0))
+
+    def pack(self, tree: PyTree) -> list[Array]:
+        """The arrays of a pytree as one for each data type, filled up with zeros."""
+        leaves, packed = jax.tree.leaves(tree), []
+        for dtype, size in self._sizes.items():
+            flat = [leaf.reshape(-1) for leaf in leaves if leaf.dtype == dtype]
+            missing = size - sum(part.size for part in flat)
+            packed.append(jnp.concatenate([*flat, jnp.zeros(missing, dtype)]))
+        return packed
+
+    def unpack(self, k: int, packed: Sequence[Array]) -> PyTree:
+        """The inverse of `pack` for a pytree of the k-th structure."""
+        arrays, start = dict(zip(self._sizes, packed, strict=True)), dict.fromkeys(self._sizes, 0)
+        leaves = []
+        for leaf in self._leaves[k]:
+            first = start[leaf.dtype]
+            start[leaf.dtype] += leaf.size
+            leaves.append(arrays[leaf.dtype][first : start[leaf.dtype]].reshape(leaf.shape))
+        return jax.tree.unflatten(self._trees[k], leaves)
