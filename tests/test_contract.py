@@ -8,6 +8,7 @@ import my_nas
 import numpy as np
 import pytest
 from compilation import quick_jit
+from measuring import measure_all
 
 from tenas_jax.architectures import enumeration
 from tenas_jax.architectures.genotype import EDGE_LIST
@@ -21,7 +22,7 @@ from tenas_jax.networks.layouts import NHWC
 from tenas_jax.networks.ops import OPS, operators
 from tenas_jax.searching import pruning
 from tenas_jax.searching.config import NTKConfig, RegionsConfig, SearchConfig
-from tenas_jax.searching.measurement import initialized, make_measure
+from tenas_jax.searching.measurement import Images, initialized
 from tenas_jax.searching.problem import look_up
 from tenas_jax.spaces import DARTS, NAS_BENCH_201, SPACES
 
@@ -185,9 +186,10 @@ def test_metrics_of_a_row_are_numbers_of_its_mask(space, metrics):
     pixels = rng().integers(0, 256, (12, 8, 8, 3), np.uint8)
     images = ImageSet(pixels, (0.5,) * 3, (0.25,) * 3, "noise")
     problem = look_up(config, space=space)
-    measure = quick_jit(make_measure(problem, images))
+    measure = quick_jit(measure_all(problem))
     (mask,) = enumeration.sample(space, 1, np.random.default_rng(3))
-    rows = [measure(jax.random.key(0), kept, pixels) for kept in (space.initial_mask(), mask)]
+    kept = (space.initial_mask(), mask)
+    rows = [measure(jax.random.key(0), each, Images.of(images)) for each in kept]
     for row in rows:
         assert set(row) == {m.name for m in problem.metrics if m.count is None}
         assert all(value.shape == () for value in row.values())

@@ -18,8 +18,8 @@ def sample_images(
     n: int,
     *,
     padding: int,
-    mean: Channels,
-    std: Channels,
+    mean: Channels | Float[Array, " channels"],
+    std: Channels | Float[Array, " channels"],
 ) -> Float[Array, "n height width channels"]:
     """A batch of distinct images, each randomly flipped, cropped and then normalized.
 
@@ -67,8 +67,8 @@ def sample_patches(
     *,
     size: int = 3,
     channels: int = 1,
-    mean: Channels,
-    std: Channels,
+    mean: Channels | Float[Array, " channels"],
+    std: Channels | Float[Array, " channels"],
 ) -> Float[Array, "n size size channels_of_patch"]:
     """Normalized square patches, which the linear regions are counted on.
 

@@ -1,6 +1,6 @@
 """The metrics that architectures can be scored by: one function and one entry for each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,8 @@ class Metric:
         label: its name in plots and tables; empty: `name`.
         source: where it comes from.
         positive: whether all its values are positive, as logarithms of it need.
+        shares: what of a draw it shares with other metrics, which are then measured by one program:
+            `kernel`, `patterns`, `gradient`, or a word of your own; empty: it has one alone.
         count: where a metric does not depend on a draw, a function of `(space, masks)` that returns
             an exact number for each mask; it runs on the host, instead of `measure`.
 
@@ -53,6 +55,7 @@ class Metric:
     label: str = ""
     source: str = ""
     positive: bool = False
+    shares: str = ""
     count: Callable[[SearchSpace, Masks], Any] | None = None
 
     def __post_init__(self) -> None:
@@ -104,6 +107,7 @@ KAPPA = Metric(
     "NTK condition number",
     "Chen et al. 2021, eq. 3",
     positive=True,
+    shares="kernel",
 )
 REGIONS = Metric(
     "regions",
@@ -125,6 +129,7 @@ METRICS: dict[str, Metric] = {
             "NTK trace",
             "Shu et al. 2022, NASI",
             positive=True,
+            shares="kernel",
         ),
         Metric(
             "ntk_mean_eigenvalue",
@@ -133,6 +138,7 @@ METRICS: dict[str, Metric] = {
             "mean NTK eigenvalue",
             "Shu et al. 2022, NASI",
             positive=True,
+            shares="kernel",
         ),
         Metric(
             "naswot",
@@ -140,6 +146,7 @@ METRICS: dict[str, Metric] = {
             lambda draw: proxies.naswot(draw.patterns, counts=draw.neuron_counts),
             "NASWOT",
             "Mellor et al. 2021",
+            shares="patterns",
         ),
         Metric(
             "swap",
@@ -148,6 +155,7 @@ METRICS: dict[str, Metric] = {
             "SWAP",
             "Peng et al. 2024",
             positive=True,
+            shares="patterns",
         ),
         Metric("synflow", +1, _synflow, "log synflow", "Tanaka et al. 2020"),
         Metric(
@@ -157,6 +165,7 @@ METRICS: dict[str, Metric] = {
             "gradient norm",
             "Abdelfattah et al. 2021",
             positive=True,
+            shares="gradient",
         ),
         Metric(
             "snip",
@@ -165,6 +174,7 @@ METRICS: dict[str, Metric] = {
             "SNIP",
             "Lee et al. 2019; Abdelfattah et al. 2021",
             positive=True,
+            shares="gradient",
         ),
         Metric("zico", +1, _zico, "ZiCo", "Li et al. 2023"),
         Metric(
@@ -187,6 +197,28 @@ METRICS: dict[str, Metric] = {
         ),
     )
 }
+
+
+# What metrics share, those last whose programs take longest to compile.
+_SHARED = ("patterns", "gradient", "kernel")
+
+
+def programs(metrics: Sequence[Metric]) -> list[tuple[Metric, ...]]:
+    """The metrics that are measured by one program each, those first that compile sooner.
+
+    Args:
+        metrics: without those that are counted on the host.
+
+    Example:
+        >>> chosen = get_metrics("kappa,regions,ntk_trace")
+        >>> [[metric.name for metric in group] for group in programs(chosen)]
+        [['regions'], ['kappa', 'ntk_trace']]
+    """
+    groups: dict[str, list[Metric]] = {}
+    for metric in metrics:
+        groups.setdefault(metric.shares or f"metric {metric.name}", []).append(metric)
+    order = {name: place for place, name in enumerate(_SHARED, start=1)}
+    return [tuple(groups[name]) for name in sorted(groups, key=lambda name: order.get(name, 0))]
 
 
 def get_metric(name: str) -> Metric:

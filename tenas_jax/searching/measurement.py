@@ -2,9 +2,9 @@
 
 import dataclasses
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -30,16 +30,30 @@ from tenas_jax.networks.supernet import FEATURES
 from tenas_jax.resolve import is_library, located
 from tenas_jax.searching.problem import Problem
 
+
+class Images(NamedTuple):
+    """All images, and how they are normalized."""
+
+    pixels: UInt8[Array, "n h w channels"]
+    mean: Float[Array, " channels"]
+    std: Float[Array, " channels"]
+
+    @classmethod
+    def of(cls, image_set: ImageSet, put: Callable[[np.ndarray], Array] = jnp.asarray) -> "Images":
+        """Those of an image set, where `put` puts them."""
+        mean, std = (np.asarray(each, np.float32) for each in (image_set.mean, image_set.std))
+        return cls(put(image_set.images), put(mean), put(std))
+
+
 Measure = Callable[
-    [Key[Array, ""], Bool[Array, "cell edge op"], UInt8[Array, "n h w channels"]],
-    dict[str, Array],
+    [Sequence[Metric], Key[Array, ""], Bool[Array, "cell edge op"], Images], dict[str, Array]
 ]
 MakeNetwork = Callable[[ProxySize, Layout], Any]
 # The parameters that the proxies of gradients are published for.
 KERNELS = ("kernel", "depthwise", "pointwise")
 
 
-def make_measure(problem: Problem, image_set: ImageSet, *, single_path: bool = False) -> Measure:
+def make_measure(problem: Problem, *, single_path: bool = False) -> Measure:
     """The pure function that measures one row.
 
     All metrics but the linear regions are of the network of the NTK, at the same weights and
@@ -47,19 +61,20 @@ def make_measure(problem: Problem, image_set: ImageSet, *, single_path: bool = F
 
     Args:
         problem: what is measured.
-        image_set: for its normalization; the images are an argument of the function.
         single_path: promises that every mask keeps at most one operator per edge.
 
     Returns:
-        A function of a key, a mask [cell, edge, op] and the images. It returns the metrics by name,
-        without those that are counted on the host. It raises `InputError` for a metric that is not
-        one number, and for whatever else a metric or a network of the user raises.
+        A function of metrics, which are not those counted on the host, a key, a mask
+        [cell, edge, op] and the images. It returns the metrics by name. It raises `InputError` for
+        a metric that is not one number, and for whatever else a metric or a network of the user
+        raises.
     """
 
-    def measure(key: Array, mask: Array, images: Array) -> dict[str, Array]:
-        draw = SupernetDraw(problem, image_set, single_path, key, mask, images)
-        measured = [metric for metric in problem.metrics if metric.count is None]
-        return {metric.name: _measured(metric, draw) for metric in measured}
+    def measure(
+        metrics: Sequence[Metric], key: Array, mask: Array, images: Images
+    ) -> dict[str, Array]:
+        draw = SupernetDraw(problem, single_path, key, mask, images)
+        return {metric.name: _measured(metric, draw) for metric in metrics}
 
     return measure
 
@@ -125,7 +140,6 @@ class SupernetDraw(Draw):
 
     Args:
         problem: what is measured.
-        image_set: for its normalization.
         single_path: promises that the mask keeps at most one operator per edge.
         key: of the row.
         mask: the operators kept.
@@ -135,17 +149,15 @@ class SupernetDraw(Draw):
     def __init__(
         self,
         problem: Problem,
-        image_set: ImageSet,
         single_path: bool,
         key: Key[Array, ""],
         mask: Bool[Array, "cell edge op"],
-        images: UInt8[Array, "n h w channels"],
+        images: Images,
     ) -> None:
         require_mask(problem.space, mask)
         # Apart from what `split` and small numbers give, which is used below.
         super().__init__(self._logits, None, None, key=jax.random.fold_in(key, 1 << 16), mask=mask)
         self._problem, self._single_path, self._images = problem, single_path, images
-        self._normalization = {"mean": image_set.mean, "std": image_set.std}
         self._network_key, self._regions_key = jax.random.split(key)
 
     @property
@@ -182,7 +194,8 @@ class SupernetDraw(Draw):
         ntk, params, x = self._problem.config.ntk, self.params, self.x
         chunk = ntk.chunk_size
         if chunk is None and self._has_layouts:
-            chunk = chunk_size(len(x), single_path=self._single_path)
+            rolled = getattr(self._network(rolled=False), "rolled", False)
+            chunk = chunk_size(len(x), single_path=self._single_path, rolled=rolled)
 
         def kernel() -> Array:
             return empirical_ntk(self.logits, params, x, engine=ntk.engine, chunk_size=chunk)
@@ -208,11 +221,12 @@ class SupernetDraw(Draw):
         weights_key, patches_key = jax.random.split(self._regions_key)
         patches = sample_patches(
             patches_key,
-            self._images,
+            self._images.pixels,
             regions.batches * regions.batch_size,
             size=regions.patch_size,
             channels=regions.channels,
-            **self._normalization,
+            mean=self._images.mean,
+            std=self._images.std,
         )
         params = initialized(
             problem.space.region_network, problem.region_size, weights_key, patches, self._mask
@@ -283,10 +297,11 @@ class SupernetDraw(Draw):
         config = self._problem.config
         return sample_images(
             key,
-            self._images,
+            self._images.pixels,
             config.ntk.batch_size,
             padding=config.padding,
-            **self._normalization,
+            mean=self._images.mean,
+            std=self._images.std,
         )
 
 

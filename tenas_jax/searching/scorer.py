@@ -7,35 +7,39 @@ that draw (common random numbers), whatever their masks.
 import dataclasses
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from tenas_jax.architectures.space import Masks, SearchSpace
 from tenas_jax.data.images import ImageSet
 from tenas_jax.host.devices import compiler_options
 from tenas_jax.host.processes import gather, place
 from tenas_jax.host.programs import traced
-from tenas_jax.metrics.registry import Metric
-from tenas_jax.searching.measurement import Measure, make_measure
+from tenas_jax.metrics.registry import Metric, programs
+from tenas_jax.searching.measurement import Images, Measure, make_measure
 from tenas_jax.searching.problem import Problem
 
 
 class SupernetScorer:
     """Measures rows on all devices, with one compilation; the scorer of a search.
 
+    Metrics that share nothing are measured by programs of their own, which are compiled side by
+    side.
+
     Args:
         measure: measures one row.
         metrics: what a row is measured by, in the order of the columns.
         space: the search space.
-        images: all images, uint8 [n, h, w, channels].
+        images: all images.
         devices: rows are shared among them.
         rows_per_device: rows that a device measures in one call, one after the other.
-        identity: what `measure` depends on, besides the images (see
-            `tenas_jax.host.programs.traced`); None: unknown, so that its program is not kept.
+        identity: what `measure` depends on, besides the metrics and images (see
+            `tenas_jax.host.programs.traced`); None: unknown, so that its programs are not kept.
     """
 
     def __init__(
@@ -43,7 +47,7 @@ class SupernetScorer:
         measure: Measure,
         metrics: Sequence[Metric],
         space: SearchSpace,
-        images: UInt8[np.ndarray, "n h w channels"],
+        images: ImageSet,
         devices: Sequence[jax.Device],
         rows_per_device: int = 1,
         *,
@@ -51,53 +55,26 @@ class SupernetScorer:
     ) -> None:
         self.space = space
         self.metrics = tuple(metrics)
-        self._names = [metric.name for metric in metrics if metric.count is None]
         self.batch_rows = len(devices) * rows_per_device
         self.compile_seconds = 0.0
-        self._identity = identity
-        mesh = Mesh(np.array(devices), ("row",))
-        self._images = place(images, NamedSharding(mesh, PartitionSpec()))
-        rows = PartitionSpec(None, "row")
-        self._row_sharding = NamedSharding(mesh, rows)
-        dtype = jnp.result_type(float)
-
-        def measure_rows(keys: Array, masks: Array, images: Array) -> Float[Array, "row 1 metric"]:
-            def measured(key: Array, mask: Array) -> Float[Array, "metric"]:
-                metrics = measure(key, mask, images)
-                return jnp.array([metrics[name] for name in self._names], dtype)
-
-            def unmeasured(key: Array, mask: Array) -> Float[Array, "metric"]:
-                return jnp.zeros(len(self._names), dtype)
-
-            # One row after the other: a row's result cannot depend on its neighbors, and `lax.cond`
-            # skips what the row has pruned.
-            table: Array = jax.lax.map(
-                lambda row: jax.lax.cond(row[1].any(), measured, unmeasured, *row),
-                (keys[:, 0], masks[:, 0]),
-            )
-            return table[:, None]
-
-        self._measure: jax.stages.Wrapped | jax.stages.Compiled = jax.jit(
-            jax.shard_map(
-                measure_rows,
-                mesh=mesh,
-                in_specs=(rows, rows, PartitionSpec()),
-                out_specs=rows,
-                check_vma=False,
-            )
-        )
+        self._measure, self._identity = measure, identity
+        self._mesh = Mesh(np.array(devices), ("row",))
+        everywhere = NamedSharding(self._mesh, PartitionSpec())
+        self._images = Images.of(images, lambda array: place(array, everywhere))
+        self._row_sharding = NamedSharding(self._mesh, _ROWS)
+        self._groups = programs([metric for metric in metrics if metric.count is None])
+        self._programs: list[jax.stages.Compiled] = []
 
     def compile(self) -> None:
         """Compile for the one shape there is; `compile_seconds` tells how long it took."""
-        if isinstance(self._measure, jax.stages.Compiled):
+        if self._programs or not self._groups:
             return
         start = time.perf_counter()
-        keys = jax.random.split(jax.random.key(0), self.batch_rows)
-        masks = np.zeros((self.batch_rows, *self.space.shape), bool)
-        arguments = (*self._placed(keys, masks), self._images)
-        program = traced(self._measure, self._identity, *arguments)
-        lowered = jax.jit(program.call).lower(*arguments)
-        self._measure = lowered.compile(compiler_options(self._images.platform()))
+        options = compiler_options(self._mesh.devices.flat[0].platform)
+        # What is traced here is compiled there, while the next one is traced.
+        with ThreadPoolExecutor(2) as pool:
+            compiled = [pool.submit(self._lower(group).compile, options) for group in self._groups]
+        self._programs = [program.result() for program in compiled]
         self.compile_seconds = time.perf_counter() - start
 
     def __call__(
@@ -112,26 +89,67 @@ class SupernetScorer:
         Returns:
             A column for each of `metrics`, float64 [row, metric].
         """
-        devices, order = self._row_sharding.mesh.size, np.arange(self.batch_rows)
+        devices, order = self._mesh.size, np.arange(self.batch_rows)
         if 1 < devices < self.batch_rows:
             order = balanced(work(self.space, masks), devices)
         placed = self._placed(keys[order], masks[order])
-        measured = gather(self._measure(*placed, self._images))
-        table = np.empty((self.batch_rows, len(self._names)), measured.dtype)
-        table[order] = measured.reshape(table.shape)
-        columns = dict(zip(self._names, table.T, strict=True))
+        columns: dict[str, np.ndarray] = {}
+        results = [program(*placed, self._images) for program in self._programs]
+        for group, result in zip(self._groups, results, strict=True):
+            measured = gather(result)
+            table = np.empty((self.batch_rows, len(group)), measured.dtype)
+            table[order] = measured.reshape(table.shape)
+            columns |= {metric.name: column for metric, column in zip(group, table.T, strict=True)}
         for metric in self.metrics:
             if metric.count is not None:
                 columns[metric.name] = np.asarray(metric.count(self.space, masks))
         return np.stack([columns[metric.name] for metric in self.metrics], 1).astype(np.float64)
 
+    def _lower(self, group: Sequence[Metric]) -> jax.stages.Lowered:
+        """The program that measures some metrics, traced."""
+        dtype = jnp.result_type(float)
+
+        def measure_rows(keys: Array, masks: Array, images: Images) -> Float[Array, "row 1 metric"]:
+            def measured(key: Array, mask: Array) -> Float[Array, "metric"]:
+                metrics = self._measure(group, key, mask, images)
+                return jnp.array([metrics[metric.name] for metric in group], dtype)
+
+            def unmeasured(key: Array, mask: Array) -> Float[Array, "metric"]:
+                return jnp.zeros(len(group), dtype)
+
+            # One row after the other: a row's result cannot depend on its neighbors, and `lax.cond`
+            # skips what the row has pruned.
+            table: Array = jax.lax.map(
+                lambda row: jax.lax.cond(row[1].any(), measured, unmeasured, *row),
+                (keys[:, 0], masks[:, 0]),
+            )
+            return table[:, None]
+
+        function = jax.jit(
+            jax.shard_map(
+                measure_rows,
+                mesh=self._mesh,
+                in_specs=(_ROWS, _ROWS, PartitionSpec()),
+                out_specs=_ROWS,
+                check_vma=False,
+            )
+        )
+        keys = jax.random.split(jax.random.key(0), self.batch_rows)
+        masks = np.zeros((self.batch_rows, *self.space.shape), bool)
+        arguments = (*self._placed(keys, masks), self._images)
+        identity = self._identity and repr((self._identity, [metric.name for metric in group]))
+        return jax.jit(traced(function, identity, *arguments).call).lower(*arguments)
+
     def _placed(self, keys: Array, masks: np.ndarray) -> tuple[Array, Array]:
         # Row i goes to device i % devices.
-        shape = (-1, self._row_sharding.mesh.size)
+        shape = (-1, self._mesh.size)
         return (
             place(keys.reshape(shape), self._row_sharding),
             place(masks.reshape(*shape, *self.space.shape), self._row_sharding),
         )
+
+
+_ROWS = PartitionSpec(None, "row")
 
 
 def work(space: SearchSpace, masks: Masks) -> Int[np.ndarray, " row"]:
@@ -198,20 +216,20 @@ def make_scorer(
     """
     single_path = single_path and problem.space.has_single_paths
     return SupernetScorer(
-        make_measure(problem, image_set, single_path=single_path),
+        make_measure(problem, single_path=single_path),
         problem.metrics,
         problem.space,
-        image_set.images,
+        image_set,
         devices,
         _rows_per_device(devices[0], single_path=single_path),
-        identity=_identity(problem, image_set, single_path),
+        identity=_identity(problem, single_path),
     )
 
 
-def _identity(problem: Problem, image_set: ImageSet, single_path: bool) -> str | None:
+def _identity(problem: Problem, single_path: bool) -> str | None:
     """What the program depends on; None where that cannot be told, as for objects at hand."""
     sources = problem.sources
     if sources is None or not problem.is_named:
         return None
     unseeded = dataclasses.replace(problem.config, seed=0)  # which is no part of the program
-    return repr((unseeded, sources, image_set.mean, image_set.std, single_path))
+    return repr((unseeded, sources, single_path))

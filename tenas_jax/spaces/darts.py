@@ -116,6 +116,7 @@ class Supernet(nn.Module):
     initializer: str
     cells: tuple[str, ...]
     single_path: bool = False
+    rolled = True
 
     @nn.compact
     def __call__(

@@ -105,6 +105,7 @@ class Supernet(nn.Module):
     layout: Layout
     initializer: str
     single_path: bool = False
+    rolled = True
 
     @nn.compact
     def __call__(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compilation import quick_jit
+from measuring import measure_all
 
 from tenas_jax.architectures import enumeration as architectures
 from tenas_jax.architectures.space import ProxySize
@@ -15,7 +16,7 @@ from tenas_jax.metrics.ntk import empirical_ntk
 from tenas_jax.metrics.registry import METRICS
 from tenas_jax.networks.layouts import NHWC
 from tenas_jax.searching.config import NTKConfig, RegionsConfig, SearchConfig
-from tenas_jax.searching.measurement import initialized, make_measure
+from tenas_jax.searching.measurement import Images, initialized
 from tenas_jax.searching.problem import look_up
 from tenas_jax.spaces import DARTS, NAS_BENCH_201
 
@@ -39,12 +40,13 @@ def image_set():
 @pytest.fixture(scope="module")
 def measured(image_set):
     """All metrics that depend on weights, of an architecture, of none, of the supernet."""
-    measure = make_measure(look_up(CONFIG), image_set)
+    measure = measure_all(look_up(CONFIG))
     [architecture] = architectures.sample(NAS_BENCH_201, 1, np.random.default_rng(1))
     masks = [architecture, ONLY_NONE, NAS_BENCH_201.initial_mask()]
     compiled = quick_jit(measure)
     key = jax.random.key(1)
-    return masks, [jax.device_get(compiled(key, mask, image_set.images)) for mask in masks]
+    images = Images.of(image_set)
+    return masks, [jax.device_get(compiled(key, mask, images)) for mask in masks]
 
 
 def test_every_metric_is_measured(measured):
@@ -55,8 +57,8 @@ def test_every_metric_is_measured(measured):
 def test_a_metric_does_not_depend_on_what_else_is_measured(measured, image_set):
     masks, rows = measured
     config = dataclasses.replace(CONFIG, metrics="regions,naswot")
-    measure = make_measure(look_up(config), image_set)
-    values = quick_jit(measure)(jax.random.key(1), masks[0], image_set.images)
+    measure = measure_all(look_up(config))
+    values = quick_jit(measure)(jax.random.key(1), masks[0], Images.of(image_set))
     assert set(values) == {"regions", "naswot"}
     for name, value in values.items():
         np.testing.assert_allclose(value, rows[0][name], rtol=2e-4, err_msg=name)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from compilation import QUICK, quick_jit
 from jax import export
+from measuring import measure_all
 
 from tenas_jax.architectures import enumeration as architectures
 from tenas_jax.architectures.space import ProxySize
@@ -17,7 +18,7 @@ from tenas_jax.data.images import ImageSet
 from tenas_jax.searching import scorer as scoring
 from tenas_jax.searching.config import NTKConfig, RegionsConfig, SearchConfig
 from tenas_jax.searching.loop import measure, run_search
-from tenas_jax.searching.measurement import initialized, make_measure
+from tenas_jax.searching.measurement import Images, initialized, make_measure
 from tenas_jax.searching.problem import look_up
 from tenas_jax.searching.rows import Row
 from tenas_jax.searching.scorer import SupernetScorer, make_scorer
@@ -45,7 +46,7 @@ def image_set():
 def traced(image_set):
     """A scorer on four devices that counts how often a row is traced."""
     count = []
-    measured = make_measure(PROBLEM, image_set)
+    measured = make_measure(PROBLEM)
 
     def counting(*arguments):
         count.append(1)
@@ -55,7 +56,7 @@ def traced(image_set):
         counting,
         PROBLEM.metrics,
         NAS_BENCH_201,
-        image_set.images,
+        image_set,
         jax.devices()[:4],
         identity="counting",
     )
@@ -189,7 +190,7 @@ def test_rows_with_one_key_share_weights():
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_a_row_lowers_for_accelerators(platform, image_set):
-    row = jax.jit(make_measure(PROBLEM, image_set))
-    arguments = (jax.random.key(0), NAS_BENCH_201.initial_mask(), image_set.images)
+    row = jax.jit(measure_all(PROBLEM))
+    arguments = (jax.random.key(0), NAS_BENCH_201.initial_mask(), Images.of(image_set))
     exported = export.export(row, platforms=[platform])(*arguments)
     assert exported.platforms == (platform,)

@@ -6,13 +6,14 @@ import jax
 import numpy as np
 import pytest
 from compilation import quick_jit
+from measuring import measure_all
 
 from tenas_jax.architectures.space import ProxySize
 from tenas_jax.data.images import image_set
 from tenas_jax.errors import InputError
 from tenas_jax.networks.layouts import NHWC
 from tenas_jax.searching.config import NTKConfig, RegionsConfig, SearchConfig
-from tenas_jax.searching.measurement import make_measure
+from tenas_jax.searching.measurement import Images
 from tenas_jax.searching.problem import look_up
 from tenas_jax.spaces import DARTS, NAS_BENCH_201, SPACES, TRANSNAS_BENCH_101, darts
 
@@ -58,8 +59,8 @@ def test_gray_images_and_all_channels_of_patches():
             regions=RegionsConfig(batch_size=20, batches=1, channels=region_channels),
         )
         problem = look_up(config)
-        values = quick_jit(make_measure(problem, images))(
-            jax.random.key(0), NAS_BENCH_201.initial_mask(), images.images
+        values = quick_jit(measure_all(problem))(
+            jax.random.key(0), NAS_BENCH_201.initial_mask(), Images.of(images)
         )
         (value,) = values.values()
         assert 1 < value < 100

@@ -150,7 +150,7 @@ def test_kernels_of_single_paths_are_the_supernets(single_path_case):
     space, of_supernet, of_path = single_path_case
     masks = architectures.sample(space, 12, np.random.default_rng(0))
     dead = [has_dead_operators(space, mask) for mask in masks]
-    assert any(dead)
+    assert any(dead) or space.concatenate  # all nodes are part of the output then
     assert not all(dead)
     for mask in masks:
         actual, expected = of_path(mask), of_supernet(mask)
