@@ -114,10 +114,13 @@ def scan_all(
 
     def step(values: Array, each: tuple[Any, ...]) -> tuple[Array, PyTree]:
         source, targets, params, given = each
-        x = values[source] if inputs is None else inputs[source]
+        if inputs is None:
+            x, values = _read(values, source)
+        else:
+            x = _take(inputs, source)
         outputs, sown = compute(params, x, given)
         for i, output in enumerate(jnp.split(outputs, steps.width, channel_axis)):
-            values = values.at[targets[i]].add(output)
+            values = _add(values, targets[i], output)
         return values, sown
 
     each = (jnp.array(steps.sources), jnp.array(steps.targets), params, given)
@@ -150,11 +153,11 @@ def scan_kept(
         The values, and what was sown, all of it one array [step, ...] for each leaf: operators that
         sow less are filled up with zeros.
     """
-    sources, targets = steps.sources, steps.targets[:, 0]
-    numbers = jnp.arange(len(sources))
+    numbers = jnp.arange(len(steps.sources))
+    each = (numbers, jnp.array(steps.sources), jnp.array(steps.targets[:, 0]), kept)
 
     def own(params: PyTree, i: Array) -> PyTree:
-        return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, i, keepdims=False), params)
+        return jax.tree.map(lambda leaf: _take(leaf, i), params)
 
     def apply(branch: Branch, params: PyTree, i: Array, x: Array) -> tuple[Array, PyTree, PyTree]:
         y, pullback, sown = jax.vjp(branch, own(params, i), x, has_aux=True)
@@ -170,54 +173,92 @@ def scan_kept(
 
     @jax.custom_vjp
     def scan(
-        params: list[PyTree], kept: Array, values: Array, inputs: Array | None
+        params: list[PyTree], each: tuple[Array, ...], values: Array, inputs: Array | None
     ) -> tuple[Array, PyTree]:
-        return forward(params, kept, values, inputs)[0]
+        return forward(params, each, values, inputs)[0]
 
     def forward(
-        params: list[PyTree], kept: Array, values: Array, inputs: Array | None
+        params: list[PyTree], each: tuple[Array, ...], values: Array, inputs: Array | None
     ) -> tuple[tuple[Array, PyTree], PyTree]:
         def branch(k: int, i: Array, x: Array) -> tuple[Array, PyTree, PyTree]:
             y, sown, pullback = applied[k](params[k], i, x)
             return y, sown_by.pack(sown), saved_by.pack(pullback)
 
-        def step(values: Array, i: Array) -> tuple[Array, tuple[PyTree, PyTree]]:
-            x = (values if inputs is None else inputs)[jnp.array(sources)[i]]
+        def step(values: Array, each: tuple[Array, ...]) -> tuple[Array, tuple[PyTree, PyTree]]:
+            i, source, target, kept = each
+            x = _take(values if inputs is None else inputs, source)
             options = [partial(branch, k) for k in range(len(branches))]
-            y, sown, saved = lax.switch(kept[i], options, i, x)
-            return values.at[jnp.array(targets)[i]].add(y), (sown, saved)
+            y, sown, saved = lax.switch(kept, options, i, x)
+            return _add(values, target, y), (sown, saved)
 
         zeros = None if inputs is None else jnp.zeros_like(inputs)
-        values, (sown, saved) = lax.scan(step, values, numbers)
-        return (values, sown), (saved, kept, zeros)
+        values, (sown, saved) = lax.scan(step, values, each)
+        return (values, sown), (saved, each, zeros)
 
     def backward(residuals: PyTree, cotangent: tuple[Array, PyTree]) -> tuple[PyTree, ...]:
-        saved, kept, inputs = residuals
+        saved, each, inputs = residuals
 
         def branch(k: int, i: Array, cotangent: Array) -> tuple[PyTree, Array]:
             pullback = saved_by.unpack(k, own(saved, i))
             gradient, x = pullback(cotangent)
             return gradients.pack(gradient), x
 
-        def step(state: tuple[Array, Array | None], i: Array) -> tuple[PyTree, PyTree]:
-            values, inputs = state
+        def step(
+            state: tuple[Array, Array | None], each: tuple[Array, ...]
+        ) -> tuple[PyTree, PyTree]:
+            (values, inputs), (i, source, target, kept) = state, each
             options = [partial(branch, k) for k in range(len(branches))]
-            gradient, x = lax.switch(kept[i], options, i, values[jnp.array(targets)[i]])
-            source = jnp.array(sources)[i]
+            gradient, x = lax.switch(kept, options, i, _take(values, target))
             if inputs is None:
-                return (values.at[source].add(x), None), gradient
-            return (values, inputs.at[source].add(x)), gradient
+                return (_add(values, source, x), None), gradient
+            return (values, _add(inputs, source, x)), gradient
 
-        state, packed = lax.scan(step, (cotangent[0], inputs), numbers, reverse=True)
+        state, packed = lax.scan(step, (cotangent[0], inputs), each, reverse=True)
 
         def of_branch(k: int) -> PyTree:
-            there = [jnp.where((kept == k)[:, None], leaf, 0) for leaf in packed]
+            there = [jnp.where((each[-1] == k)[:, None], leaf, 0) for leaf in packed]
             return jax.vmap(partial(gradients.unpack, k))(there)
 
         return [of_branch(k) for k in range(len(branches))], None, *state
 
     scan.defvjp(forward, backward)
-    return scan(list(params), kept, values, inputs)
+    return scan(list(params), each, values, inputs)
+
+
+def _take(values: Float[Array, "i ..."], i: Int[Array, ""]) -> Float[Array, "..."]:
+    """`values[i]`, where i is within bounds."""
+    sizes = (1, *values.shape[1:])
+    taken = lax.dynamic_slice(values, _start(values, i), sizes, allow_negative_indices=False)
+    return taken[0]
+
+
+@jax.custom_vjp
+def _add(values: Float[Array, "i ..."], i: Int[Array, ""], y: Array) -> Float[Array, "i ..."]:
+    """The values with `y` added to the i-th, in place where XLA can."""
+    sums, start = (_take(values, i) + y)[None], _start(values, i)
+    return lax.dynamic_update_slice(values, sums, start, allow_negative_indices=False)
+
+
+def _start(values: Array, i: Array) -> list[Array | int]:
+    return [i, *[0] * (values.ndim - 1)]
+
+
+_add.defvjp(
+    lambda values, i, y: (_add(values, i, y), i),
+    lambda i, cotangent: (cotangent, None, _take(cotangent, i)),
+)
+
+
+@jax.custom_vjp
+def _read(values: Float[Array, "i ..."], i: Int[Array, ""]) -> tuple[Array, Float[Array, "i ..."]]:
+    """The i-th value, and the values: its cotangent is added to theirs in place."""
+    return _take(values, i), values
+
+
+_read.defvjp(
+    lambda values, i: (_read(values, i), i),
+    lambda i, cotangents: (_add(cotangents[1], i, cotangents[0]), None),
+)
 
 
 class _Union:

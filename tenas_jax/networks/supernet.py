@@ -57,7 +57,7 @@ class Cell(nn.Module):
         initializer: name of the kernels' initializer.
         stride: of the edges that leave the cell's inputs.
         single_path: promises that no edge keeps two operators. Only those are computed then that
-            lie on a path from an input to the output.
+            lie on a path from an input to the output, or that are kept, if patterns are sown.
         rolled: whether to compute edges in loops (see `tenas_jax.networks.rolled`). Single paths
             that are not sow no activation patterns.
     """
@@ -81,7 +81,7 @@ class Cell(nn.Module):
             )
         if self.is_initializing():
             return self._one_by_one(self._all, inputs, mask)
-        if self.single_path:
+        if self.single_path and not self.is_mutable_collection(PATTERNS):
             mask &= jnp.stack(self.space.connecting(mask))[:, None]
         if self.rolled:
             return self._in_loops(inputs, mask)
@@ -145,7 +145,7 @@ class Cell(nn.Module):
         steps = Steps(self.space, nodes, 1 if self.single_path else EDGES_AT_ONCE)
         stride = 1 if inputs is None else self.stride
         common = self.features, self.layout, self.initializer, steps.width, stride
-        stored = self.variables["params"]
+        stored = self.variables.get("params", {})
         params = {
             name: steps.stack([stored.get(f"node_{node}_{name}", {}) for node in nodes])
             for name in operators

@@ -338,7 +338,7 @@ def _require_sown(name: str, make: Callable[..., Op], initializer: str) -> None:
     op = make(4, NHWC, initializer)
     x, weight = jnp.ones((1, 8, 8, 4)), jnp.ones(1)
 
-    def counts() -> tuple[Array, list[Array]]:
+    def counts() -> tuple[Array, PyTree]:
         params = op.init(jax.random.key(0), x, weight).get("params", {})
 
         def apply(x: Array) -> tuple[Array, PyTree]:

@@ -60,7 +60,8 @@ class SupernetScorer:
         self._measure, self._identity = measure, identity
         self._mesh = Mesh(np.array(devices), ("row",))
         everywhere = NamedSharding(self._mesh, PartitionSpec())
-        self._images = Images.of(images, lambda array: place(array, everywhere))
+        # A plain tuple, as JAX keeps programs of no other.
+        self._images = tuple(Images.of(images, lambda array: place(array, everywhere)))
         self._row_sharding = NamedSharding(self._mesh, _ROWS)
         self._groups = programs([metric for metric in metrics if metric.count is None])
         self._programs: list[jax.stages.Compiled] = []
@@ -109,9 +110,11 @@ class SupernetScorer:
         """The program that measures some metrics, traced."""
         dtype = jnp.result_type(float)
 
-        def measure_rows(keys: Array, masks: Array, images: Images) -> Float[Array, "row 1 metric"]:
+        def measure_rows(
+            keys: Array, masks: Array, images: tuple[Array, ...]
+        ) -> Float[Array, "row 1 metric"]:
             def measured(key: Array, mask: Array) -> Float[Array, "metric"]:
-                metrics = self._measure(group, key, mask, images)
+                metrics = self._measure(group, key, mask, Images(*images))
                 return jnp.array([metrics[metric.name] for metric in group], dtype)
 
             def unmeasured(key: Array, mask: Array) -> Float[Array, "metric"]:
