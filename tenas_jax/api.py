@@ -22,7 +22,7 @@ from tenas_jax.data.images import ImageSet, image_set, load_images
 from tenas_jax.errors import InputError
 from tenas_jax.host.processes import is_main
 from tenas_jax.metrics.draw import Draw
-from tenas_jax.metrics.ntk import ApplyFn
+from tenas_jax.metrics.model import ApplyFn, Select, is_weight
 from tenas_jax.metrics.registry import METRICS, Metric, distinct, get_metrics
 from tenas_jax.numerics import require_numbers
 from tenas_jax.resolve import resolve
@@ -254,6 +254,10 @@ def measure(
     labels: Int[jax.Array | np.ndarray, "n"] | None = None,
     second_batch: Any = None,
     metrics: MetricNames = ("kappa", "regions"),
+    select: Select = is_weight,
+    sample_axis: int | None = None,
+    smooth: str = "refuse",
+    max_pooling: bool = False,
 ) -> dict[str, Any]:
     """Metrics of any model, with the weights that it has.
 
@@ -265,6 +269,10 @@ def measure(
         second_batch: more samples, for metrics of yours that need them.
         metrics: names separated by commas, or a sequence of names and `Metric` objects. Linear
             regions are counted on `x`; `synflow` needs a model without normalization.
+        select: which parameters take part in metrics of gradients; see `empirical_ntk`.
+        sample_axis: for activation patterns; see `activation_patterns`, like the following.
+        smooth: what to do with smooth nonlinearities: `refuse`, `ignore`, or `sign`.
+        max_pooling: whether pooling windows count.
 
     Returns:
         Each metric by name: numbers, or traced scalars under `jax.jit` and `jax.vmap`.
@@ -280,7 +288,17 @@ def measure(
         {'kappa': 4.0, 'regions': 2, 'parameters': 6}
     """
     require_numbers(params=params, x=x)
-    draw = Draw(apply_fn, params, x, labels=labels, second_batch=second_batch)
+    draw = Draw(
+        apply_fn,
+        params,
+        x,
+        labels=labels,
+        second_batch=second_batch,
+        select=select,
+        sample_axis=sample_axis,
+        smooth=smooth,
+        max_pooling=max_pooling,
+    )
     measured = {}
     for metric in _metrics(metrics):
         if metric.measure is None:

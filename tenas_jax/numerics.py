@@ -1,6 +1,7 @@
 """Precision and range of the numbers that all rooms share."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import PyTree
@@ -13,14 +14,44 @@ PRECISION = lax.Precision.HIGHEST
 MAX_SEED = 2**32 - 1
 
 
+def require_arrays(**trees: PyTree) -> None:
+    """Refuse trees that hold anything but arrays and numbers, such as functions.
+
+    Args:
+        **trees: pytrees by name.
+
+    Raises:
+        InputError: one holds something else.
+
+    Example:
+        >>> require_arrays(params={"kernel": np.ones(2), "activation": abs})
+        Traceback (most recent call last):
+        ...
+        tenas_jax.errors.InputError: params['activation'] is a builtin_function_or_method: give \
+arrays and numbers, and close over the rest
+    """
+    for name, tree in trees.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            dtype = getattr(leaf, "dtype", object)
+            kinds = (jnp.number, jnp.bool_, jax.dtypes.extended)
+            is_array = any(jnp.issubdtype(dtype, kind) for kind in kinds)
+            if not (is_array or isinstance(leaf, bool | int | float | complex)):
+                raise InputError(
+                    f"{name}{jax.tree_util.keystr(path)} is a {type(leaf).__name__}: give arrays "
+                    "and numbers, and close over the rest"
+                )
+
+
 def require_numbers(**arrays: PyTree) -> None:
     """Refuse arrays that hold NaN, where that can be known: not under `jit` or `vmap`.
+
+    Trees that hold anything else are refused as well; see `require_arrays`.
 
     Args:
         **arrays: pytrees of arrays by name.
 
     Raises:
-        InputError: one holds NaN.
+        InputError: one holds NaN, or something that is not an array.
 
     Example:
         >>> require_numbers(x=np.array([1.0, np.nan]))
@@ -28,11 +59,10 @@ def require_numbers(**arrays: PyTree) -> None:
         ...
         tenas_jax.errors.InputError: x holds NaN: give numbers
     """
+    require_arrays(**arrays)
     for name, tree in arrays.items():
         known = [leaf for leaf in jax.tree.leaves(tree) if not isinstance(leaf, jax.core.Tracer)]
-        floats = [
-            leaf for leaf in known if jax.numpy.issubdtype(jax.numpy.result_type(leaf), np.floating)
-        ]
+        floats = [leaf for leaf in known if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
         # Not `jnp`: in a function that is traced it would make tracers of constants.
         if any(np.isnan(np.asarray(leaf)).any() for leaf in floats):
             raise InputError(f"{name} holds NaN: give numbers")

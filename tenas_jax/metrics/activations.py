@@ -1,82 +1,122 @@
 """Activation patterns of any JAX model, read off its jaxpr: no hooks, no changes to the model."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var
 from jaxtyping import Array, Bool
 
 from tenas_jax.errors import InputError
-
-# Primitives that call one jaxpr with their operands, once.
-CALLS = ("jit", "closed_call", "remat2", "custom_jvp_call", "custom_vjp_call")
-# Primitives that leave zeros zeros, whatever their parameters.
-RESHAPING = (
-    "broadcast_in_dim",
-    "convert_element_type",
-    "pvary",
-    "reshape",
-    "squeeze",
-    "transpose",
+from tenas_jax.metrics.nonlinearities import (
+    CALLS,
+    EXTREMA,
+    WINDOWS,
+    Scope,
+    analyze,
+    scan_arity,
 )
+from tenas_jax.numerics import require_arrays
 
-_REMEDY = "apply the ReLU outside, or loop with lax.scan instead of lax.while_loop"
+SMOOTH = ("refuse", "ignore", "sign")
+
+_REMEDY = "apply the nonlinearity outside, or loop with lax.scan instead of lax.while_loop"
 
 Found = list[tuple[Bool[Array, "n neurons"], Bool[Array, "neurons"]]]
-"""For each ReLU its pattern, and which of its neurons were executed."""
+"""For each nonlinearity its pattern, and which of its neurons were executed."""
 
 
-def activation_patterns(f: Callable[..., Any]) -> Callable[..., Bool[Array, "n neurons"]]:
-    """Transform a model into its activation patterns: which ReLUs are active for which sample.
+def activation_patterns(
+    f: Callable[..., Any],
+    *,
+    argnum: int = -1,
+    sample_axis: int | None = None,
+    smooth: str = "refuse",
+    max_pooling: bool = False,
+) -> Callable[..., Bool[Array, "n neurons"]]:
+    """Transform a model into its activation patterns: which neurons are active for which sample.
 
     A_ij = [z_j(x_i) > 0] with z_j the output of neuron j (TE-NAS, equation 4). Neurons are the
-    elements of every `jax.nn.relu` and every other floating-point maximum with a constant zero
-    (`jnp.maximum(x, 0)`; so a `relu6` counts by the maximum in it, a leaky ReLU has none), also in
-    `jit`, `vmap`, `remat` and functions with derivatives of their own. In a `scan` the neurons of
-    each step count. A maximum that a square root is taken of, perhaps averaged before, is no
-    neuron: normalization layers clamp variances so.
+    elements of every piecewise-linear nonlinearity of the samples, however it is written:
+
+    - a maximum, a minimum or a comparison of floating-point values (`jax.nn.relu`, leaky ReLU,
+      `jnp.where(x > 0, x, 0)`, `x * (x > 0)`) is active where the first of the two that depends on
+      the samples is chosen, or is the greater one;
+    - a `clamp`, a ReLU6 or a hard tanh has two thresholds, and two neurons for each element;
+    - an absolute value or a sign is active where its argument is positive;
+    - a maximum over an axis (maxout, global pooling) has a neuron for each element, active where it
+      is the greatest.
+
+    What does not depend on the samples has no neurons, such as a ReLU of a parameter or the random
+    numbers of a dropout. Neither have the scales of normalization layers, which clamp variances.
+    `jit`, `vmap`, `remat` and functions with derivatives of their own are looked into. In a `scan`
+    the neurons of each step count.
 
     Args:
-        f: a function of pytrees of arrays that returns one array [n, ...], samples first. Where the
-            output of a ReLU has n samples on its first axis or on one other axis, these are the
-            samples. (`jax.vmap` may move them from the first axis: there, take an n that is not
-            also a width of the model.)
+        f: a function of pytrees of arrays that returns one array [n, ...], samples first.
+        argnum: which argument is the samples; by default the last.
+        sample_axis: the axis of the samples in the output of a nonlinearity where several have n
+            elements and tracing `f` for 2 n samples does not tell which it is.
+        smooth: what to do where a nonlinearity is smooth (GELU, SiLU, softmax, products of samples)
+            and thus has no linear regions: `refuse` the model, `ignore` it, or take the `sign` of
+            its argument for a pattern.
+        max_pooling: whether pooling windows count, by which of their elements is the greatest.
 
     Returns:
-        A function of the same arguments that returns the patterns [n, neurons], the ReLUs in order
-        of execution. It can be transformed by `jit` and `vmap`. It raises `InputError` if `f`
-        returns something else, has no ReLU, has one inside `lax.while_loop` or another primitive
-        that cannot be followed, or has one without an axis of samples. NaN is inactive, and so is
-        every neuron in a branch of `lax.cond` that was not taken.
+        A function of the same arguments that returns the patterns [n, neurons], the nonlinearities
+        in order of execution. It can be transformed by `jit` and `vmap`. It raises `InputError` if
+        `f` returns something else, has no such nonlinearity, has one inside `lax.while_loop` or
+        another primitive that cannot be followed, or has one whose axis of samples is not known.
+        NaN is inactive, and so is every neuron in a branch of `lax.cond` that was not taken.
+
+    Raises:
+        InputError: `smooth` is unknown.
 
     Example:
         >>> weights = jnp.array([[1.0, -1.0]])
         >>> x = jnp.array([[2.0], [-2.0]])
         >>> activation_patterns(lambda x: jax.nn.relu(x @ weights))(x).tolist()
         [[True, False], [False, True]]
+        >>> activation_patterns(lambda x: jax.nn.gelu(x @ weights), smooth="sign")(x).tolist()
+        [[True, False], [False, True]]
     """
-    return lambda *args: executed_patterns(f)(*args)[0]
+    patterns = executed_patterns(
+        f, argnum=argnum, sample_axis=sample_axis, smooth=smooth, max_pooling=max_pooling
+    )
+    return lambda *args: patterns(*args)[0]
 
 
 def executed_patterns(
-    f: Callable[..., Any], *, required: bool = True
+    f: Callable[..., Any],
+    *,
+    required: bool = True,
+    argnum: int = -1,
+    sample_axis: int | None = None,
+    smooth: str = "refuse",
+    max_pooling: bool = False,
 ) -> Callable[..., tuple[Bool[Array, "n neurons"], Bool[Array, "neurons"]]]:
     """Transform a model into its activation patterns, and into which of its neurons were executed.
 
     Args:
-        f: see `activation_patterns`.
-        required: whether a model without a ReLU is an error; otherwise it has 0 neurons.
+        f: see `activation_patterns`, like all arguments but `required`.
+        required: whether a model without neurons is an error.
+        argnum: which argument is the samples.
+        sample_axis: where that is ambiguous.
+        smooth: what to do with smooth nonlinearities.
+        max_pooling: whether pooling windows count.
 
     Returns:
         A function of the same arguments that returns the patterns [n, neurons], and for each neuron
         whether it was executed: in a branch of `lax.cond` that was not taken it was not. It raises
         `InputError` where `activation_patterns` does.
+
+    Raises:
+        InputError: `smooth` is unknown.
 
     Example:
         >>> def f(use, x):
@@ -85,13 +125,31 @@ def executed_patterns(
         >>> patterns.any().item(), executed.tolist()
         (False, [False, False])
     """
+    if smooth not in SMOOTH:
+        raise InputError(f"unknown smooth={smooth!r}: choose one of {', '.join(SMOOTH)}")
 
     def patterns(*args: Any) -> tuple[Bool[Array, "n neurons"], Bool[Array, "neurons"]]:
-        scope = _Scope(jax.make_jaxpr(f)(*args), lambda _: False)
-        n = _num_samples(scope.jaxpr)
-        _, found = _interpret(scope, jax.tree.leaves(args), n)
+        require_arrays(arguments=args)
+        position = argnum % len(args)
+        program = analyze(jax.make_jaxpr(f)(*args), _is_sample(args, position))
+        n = _num_samples(program.jaxpr)
+        names = list(dict.fromkeys(program.smooth_names()))
+        if names and smooth == "refuse":
+            raise InputError(
+                f"the model is smooth in {', '.join(names)} (or has pieces there that are not "
+                "counted): give smooth='sign' to count the signs of the arguments, or "
+                "smooth='ignore' to leave it out"
+            )
+        reader = _Reader(n, smooth == "sign", max_pooling)
+
+        twice = _twice_the_samples(f, args, position, n)
+        reader.find_axes(program, twice, sample_axis)
+        _, found = reader.interpret(program, jax.tree.leaves(args))
         if not found and required:
-            raise InputError("the model has no ReLU: use jax.nn.relu or jnp.maximum(x, 0)")
+            raise InputError(
+                f"the model has no piecewise-linear nonlinearity of its argument {position}, the "
+                "samples: use one such as jax.nn.relu, or give argnum= if another has the samples"
+            )
         if not found:
             return jnp.zeros((n, 0), bool), jnp.zeros(0, bool)
         parts, executed = zip(*found, strict=True)
@@ -101,201 +159,232 @@ def executed_patterns(
 
 
 @dataclass(frozen=True)
-class _Scope:
-    """A jaxpr, and which of its inputs are known to be zero wherever it is called."""
+class _Reader:
+    """Reads the patterns of a program while executing it.
 
-    jaxpr: ClosedJaxpr
-    is_zero_input: Callable[[int], bool]
-
-    @cached_property
-    def _constants(self) -> dict[Var, Any]:
-        return dict(zip(self.jaxpr.jaxpr.constvars, self.jaxpr.consts, strict=True))
-
-    @cached_property
-    def _inputs(self) -> dict[Var, int]:
-        return {var: i for i, var in enumerate(self.jaxpr.jaxpr.invars)}
-
-    @cached_property
-    def _producers(self) -> dict[Var, JaxprEqn]:
-        return {var: eqn for eqn in self.jaxpr.eqns for var in eqn.outvars}
-
-    def is_zero(self, atom: Var | Literal) -> bool:
-        """Whether a value is zero, whatever the arguments; only a maximum's operand needs it."""
-        if isinstance(atom, Literal):
-            return not np.any(atom.val)
-        if atom in self._constants:
-            constant = self._constants[atom]
-            return not isinstance(constant, jax.core.Tracer) and not np.asarray(constant).any()
-        if atom in self._inputs:
-            return self.is_zero_input(self._inputs[atom])
-        eqn = self._producers[atom]
-        return eqn.primitive.name in RESHAPING and self.is_zero(eqn.invars[0])
-
-    def is_relu(self, eqn: JaxprEqn) -> bool:
-        """Whether it is a maximum with zero that makes neurons."""
-        result: Any = eqn.outvars[0].aval
-        return (
-            eqn.primitive.name == "max"
-            and jnp.issubdtype(result.dtype, jnp.floating)
-            and any(map(self.is_zero, eqn.invars))
-            and not self._is_rooted(eqn.outvars[0])
-        )
-
-    def _is_rooted(self, var: Var) -> bool:
-        """Whether a square root is taken of a value or of an average in which it is."""
-        reached = {var}
-        for eqn in self.jaxpr.eqns:
-            if any(not isinstance(atom, Literal) and atom in reached for atom in eqn.invars):
-                if eqn.primitive.name in ("sqrt", "rsqrt"):
-                    return True
-                if _averages(eqn):
-                    reached.update(eqn.outvars)
-        return False
-
-    def has_relu(self, eqn: JaxprEqn) -> bool:
-        """Whether there is a ReLU in what an equation calls, or it is one itself."""
-        return self.is_relu(eqn) or any(
-            inner.has_relu(each) for inner in self.inner_scopes(eqn) for each in inner.jaxpr.eqns
-        )
-
-    def inner_scopes(self, eqn: JaxprEqn) -> Iterator["_Scope"]:
-        """What an equation calls, in the order of its parameters."""
-        name = eqn.primitive.name
-        for jaxpr in _jaxprs(eqn):
-            operands: Sequence[Var | Literal] = ()
-            # A zero handed to `custom_jvp` does not count: softplus(x) is logaddexp(x, 0), which
-            # has a maximum of its two arguments and is smooth.
-            if name in CALLS and name != "custom_jvp_call":
-                operands = eqn.invars
-            elif name == "cond":
-                operands = eqn.invars[1:]
-            elif name == "scan":
-                operands = eqn.invars[: _scan_arity(eqn, jaxpr)[0]]
-            yield _Scope(jaxpr, partial(self._is_zero_operand, operands))
-
-    def _is_zero_operand(self, operands: Sequence[Var | Literal], i: int) -> bool:
-        return i < len(operands) and self.is_zero(operands[i])
-
-
-def _interpret(scope: _Scope, args: Sequence[Any], n: int) -> tuple[list[Any], Found]:
-    """The outputs of a jaxpr and the patterns of its ReLUs."""
-    jaxpr = scope.jaxpr.jaxpr
-    values = dict(zip(jaxpr.constvars, scope.jaxpr.consts, strict=True))
-    values |= zip(jaxpr.invars, args, strict=True)
-    found: Found = []
-
-    def read(atom: Var | Literal) -> Any:
-        return atom.val if isinstance(atom, Literal) else values[atom]
-
-    for eqn in jaxpr.eqns:
-        operands = [read(atom) for atom in eqn.invars]
-        if scope.is_relu(eqn):
-            outputs = _bind(eqn, operands)
-            pattern = _pattern(outputs[0], n)
-            found.append((pattern, jnp.ones(pattern.shape[1], bool)))
-        elif not scope.has_relu(eqn):
-            outputs = _bind(eqn, operands)
-        else:
-            outputs, inner = _interpret_call(scope, eqn, operands, n)
-            found.extend(inner)
-        values |= zip(eqn.outvars, outputs, strict=True)
-    return [read(atom) for atom in jaxpr.outvars], found
-
-
-def _interpret_call(
-    scope: _Scope, eqn: JaxprEqn, operands: Sequence[Any], n: int
-) -> tuple[list[Any], Found]:
-    name = eqn.primitive.name
-    if name == "scan":
-        return _interpret_scan(scope, eqn, operands, n)
-    if name == "cond":
-        return _interpret_cond(scope, eqn, operands, n)
-    if name not in CALLS:
-        raise InputError(f"a ReLU inside the primitive {name!r} cannot be followed: {_REMEDY}")
-    (inner,) = scope.inner_scopes(eqn)
-    return _interpret(inner, operands, n)
-
-
-def _interpret_cond(
-    scope: _Scope, eqn: JaxprEqn, operands: Sequence[Any], n: int
-) -> tuple[list[Any], Found]:
-    """Every branch returns the neurons of all: its own, and zeros for those of the others."""
-    index, *args = operands
-    inner = list(scope.inner_scopes(eqn))
-    shapes = [jax.eval_shape(lambda *args, b=b: _interpret(b, args, n)[1], *args) for b in inner]
-
-    def branch(chosen: int) -> Callable[..., tuple[list[Any], list[Found]]]:
-        def run(*args: Any) -> tuple[list[Any], list[Found]]:
-            outputs, own = _interpret(inner[chosen], args, n)
-            absent = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-            return outputs, [own if i == chosen else each for i, each in enumerate(absent)]
-
-        return run
-
-    outputs, found = lax.switch(index, [branch(i) for i in range(len(inner))], *args)
-    return outputs, [each for part in found for each in part]
-
-
-def _interpret_scan(
-    scope: _Scope, eqn: JaxprEqn, operands: Sequence[Any], n: int
-) -> tuple[list[Any], Found]:
-    (inner,) = scope.inner_scopes(eqn)
-    constants, carries = _scan_arity(eqn, inner.jaxpr)
-
-    def step(carry: list[Any], xs: list[Any]) -> tuple[list[Any], tuple[list[Any], Any]]:
-        outputs, found = _interpret(inner, [*operands[:constants], *carry, *xs], n)
-        parts, executed = zip(*found, strict=True)
-        neurons = jnp.concatenate(parts, 1), jnp.concatenate(executed)
-        return outputs[:carries], (outputs[carries:], neurons)
-
-    carry, (ys, (patterns, executed)) = lax.scan(
-        step,
-        list(operands[constants : constants + carries]),
-        list(operands[constants + carries :]),
-        **{name: eqn.params[name] for name in ("length", "reverse", "unroll")},
-    )
-    # All ReLUs of the first step, then those of the second: the order of execution.
-    order = slice(None, None, -1 if eqn.params["reverse"] else 1)
-    by_step = jnp.moveaxis(patterns[order], 0, 1).reshape(n, -1)
-    return [*carry, *ys], [(by_step, executed[order].reshape(-1))]
-
-
-def _scan_arity(eqn: JaxprEqn, body: ClosedJaxpr) -> tuple[int, int]:
-    """Numbers of constants and of carries: what the body takes whole and what it returns whole.
-
-    The parameters that hold them differ among versions of JAX.
+    Args:
+        n: number of samples.
+        sign: whether smooth functions of one argument have neurons.
+        max_pooling: whether pooling windows have.
+        axes: the axis of samples of each equation with neurons, by its identity and that of its
+            scope.
     """
 
-    def whole(outer: Sequence[Any], inner: Sequence[Any]) -> int:
-        return sum(a.aval.ndim == b.aval.ndim for a, b in zip(outer, inner, strict=True))
+    n: int
+    sign: bool
+    max_pooling: bool
+    axes: dict[tuple[int, int], int] = field(default_factory=dict)
 
-    carries = whole(eqn.outvars, body.jaxpr.outvars)
-    return whole(eqn.invars, body.jaxpr.invars) - carries, carries
+    def has_neurons(self, scope: Scope, eqn: JaxprEqn) -> bool:
+        """Whether an equation is itself a nonlinearity that counts."""
+        if scope.is_piecewise(eqn):
+            return self.max_pooling or eqn.primitive.name not in WINDOWS
+        return self.sign and scope.is_smooth(eqn) and scope.argument(eqn) is not None
+
+    def neurons(self, scope: Scope) -> Iterator[tuple[Scope, JaxprEqn]]:
+        """All equations that have neurons, in order of execution."""
+        for eqn in scope.jaxpr.eqns:
+            if self.has_neurons(scope, eqn):
+                yield scope, eqn
+            else:
+                yield from self.inner_neurons(scope, eqn)
+
+    def inner_neurons(self, scope: Scope, eqn: JaxprEqn) -> Iterator[tuple[Scope, JaxprEqn]]:
+        """Those in what an equation calls, unless that is smooth as a whole."""
+        if not scope.is_smooth(eqn):
+            yield from chain.from_iterable(map(self.neurons, scope.scopes(eqn)))
+
+    def find_axes(self, program: Scope, twice: Scope | None, sample_axis: int | None) -> None:
+        """Find the axis of samples of all neurons, if need be in the program of 2 n samples."""
+        neurons = list(self.neurons(program))
+        shapes = [_pattern_shape(*each) for each in neurons]
+        doubled = [_pattern_shape(*each) for each in self.neurons(twice)] if twice else []
+        told = list(map(len, doubled)) == list(map(len, shapes))
+        for (scope, eqn), shape, larger in zip(
+            neurons, shapes, doubled if told else shapes, strict=True
+        ):
+            sizes = (self.n, 2 * self.n if told else self.n)
+            axes = [i for i, size in enumerate(zip(shape, larger, strict=True)) if size == sizes]
+            if len(axes) != 1 and sample_axis is not None:
+                given = [i for i in range(len(shape)) if sample_axis in (i, i - len(shape))]
+                axes = [i for i in given if shape[i] == self.n] or axes
+            if len(axes) != 1:
+                remedy = "keep the samples on an axis of their own"
+                if axes or not told:
+                    remedy = "give sample_axis= to say which axis has them"
+                raise InputError(
+                    f"the output of {eqn.primitive.name} has shape {shape} where the model returns "
+                    f"{self.n} samples: {remedy}"
+                )
+            self.axes[id(scope), id(eqn)] = axes[0]
+
+    def interpret(self, scope: Scope, args: Sequence[Any]) -> tuple[list[Any], Found]:
+        """The outputs of a jaxpr and the patterns of its nonlinearities."""
+        jaxpr = scope.jaxpr.jaxpr
+        values = dict(zip(jaxpr.constvars, scope.jaxpr.consts, strict=True))
+        values |= zip(jaxpr.invars, args, strict=True)
+        found: Found = []
+
+        def read(atom: Var | Literal) -> Any:
+            return atom.val if isinstance(atom, Literal) else values[atom]
+
+        for eqn in jaxpr.eqns:
+            operands = [read(atom) for atom in eqn.invars]
+            if self.has_neurons(scope, eqn):
+                outputs = _bind(eqn, operands)
+                axis = self.axes[id(scope), id(eqn)]
+                for bits in self._patterns(scope, eqn, operands, outputs[0], read):
+                    pattern = jnp.moveaxis(bits, axis, 0).reshape(self.n, -1)
+                    found.append((pattern, jnp.ones(pattern.shape[1], bool)))
+            elif any(True for _ in self.inner_neurons(scope, eqn)):
+                outputs, inner = self._interpret_call(scope, eqn, operands)
+                found.extend(inner)
+            else:
+                outputs = _bind(eqn, operands)
+            values |= zip(eqn.outvars, outputs, strict=True)
+        return [read(atom) for atom in jaxpr.outvars], found
+
+    def _patterns(
+        self,
+        scope: Scope,
+        eqn: JaxprEqn,
+        operands: Sequence[Any],
+        output: Array,
+        read: Callable[[Any], Any],
+    ) -> Iterator[Bool[Array, "..."]]:
+        """What is active of an equation, a pattern for each threshold."""
+        name = eqn.primitive.name
+        if not scope.is_piecewise(eqn):
+            yield jnp.greater(read(scope.argument(eqn)), 0)
+        elif name in WINDOWS:
+            yield _windows(eqn, operands[0]) == output[..., None]
+        elif name in EXTREMA:
+            axes = eqn.params["axes"]
+            best = lax.expand_dims(output, axes)
+            if name.startswith("arg"):
+                yield lax.broadcasted_iota(best.dtype, operands[0].shape, axes[0]) == best
+            else:
+                yield operands[0] == best
+        else:
+            for active in _comparisons(scope, eqn, operands):
+                yield jnp.broadcast_to(active, output.shape)
+
+    def _interpret_call(
+        self, scope: Scope, eqn: JaxprEqn, operands: Sequence[Any]
+    ) -> tuple[list[Any], Found]:
+        name = eqn.primitive.name
+        if name == "scan":
+            return self._interpret_scan(scope, eqn, operands)
+        if name == "cond":
+            return self._interpret_cond(scope, eqn, operands)
+        if name not in CALLS:
+            raise InputError(
+                f"a nonlinearity inside the primitive {name!r} cannot be followed: {_REMEDY}"
+            )
+        (inner,) = scope.scopes(eqn)
+        return self.interpret(inner, operands)
+
+    def _interpret_cond(
+        self, scope: Scope, eqn: JaxprEqn, operands: Sequence[Any]
+    ) -> tuple[list[Any], Found]:
+        """Every branch returns the neurons of all: its own, and zeros for those of the others."""
+        index, *args = operands
+        inner = scope.scopes(eqn)
+        shapes = [
+            jax.eval_shape(lambda *args, b=b: self.interpret(b, args)[1], *args) for b in inner
+        ]
+
+        def branch(chosen: int) -> Callable[..., tuple[list[Any], list[Found]]]:
+            def run(*args: Any) -> tuple[list[Any], list[Found]]:
+                outputs, own = self.interpret(inner[chosen], args)
+                absent = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+                return outputs, [own if i == chosen else each for i, each in enumerate(absent)]
+
+            return run
+
+        outputs, found = lax.switch(index, [branch(i) for i in range(len(inner))], *args)
+        return outputs, [each for part in found for each in part]
+
+    def _interpret_scan(
+        self, scope: Scope, eqn: JaxprEqn, operands: Sequence[Any]
+    ) -> tuple[list[Any], Found]:
+        (inner,) = scope.scopes(eqn)
+        constants, carries = scan_arity(eqn)
+
+        def step(carry: list[Any], xs: list[Any]) -> tuple[list[Any], tuple[list[Any], Any]]:
+            outputs, found = self.interpret(inner, [*operands[:constants], *carry, *xs])
+            parts, executed = zip(*found, strict=True)
+            neurons = jnp.concatenate(parts, 1), jnp.concatenate(executed)
+            return outputs[:carries], (outputs[carries:], neurons)
+
+        carry, (ys, (patterns, executed)) = lax.scan(
+            step,
+            list(operands[constants : constants + carries]),
+            list(operands[constants + carries :]),
+            **{name: eqn.params[name] for name in ("length", "reverse", "unroll")},
+        )
+        # All nonlinearities of the first step, then those of the second: the order of execution.
+        order = slice(None, None, -1 if eqn.params["reverse"] else 1)
+        by_step = jnp.moveaxis(patterns[order], 0, 1).reshape(self.n, -1)
+        return [*carry, *ys], [(by_step, executed[order].reshape(-1))]
 
 
-def _jaxprs(eqn: JaxprEqn) -> Iterator[ClosedJaxpr]:
-    """The jaxprs among an equation's parameters."""
-    for value in eqn.params.values():
-        for each in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(each, ClosedJaxpr):  # in newer versions of JAX the only kind
-                yield each
-            elif isinstance(each, Jaxpr):
-                yield ClosedJaxpr(each, ())
+def _comparisons(scope: Scope, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Bool[Array, "..."]]:
+    """What is active of an elementwise equation, for each of its thresholds."""
+    name = eqn.primitive.name
+    if name in ("abs", "sign"):
+        return [jnp.greater(operands[0], 0)]
+    if name == "clamp":
+        low, value, high = operands
+        return [jnp.greater(value, low), jnp.less(value, high)]
+    value, threshold = operands
+    varies = [bool(scope.role(atom)) for atom in eqn.invars]
+    if not varies[0] or (all(varies) and name in ("lt", "le")):
+        value, threshold = threshold, value
+    return [(jnp.less if name == "min" else jnp.greater)(value, threshold)]
+
+
+def _windows(eqn: JaxprEqn, x: Array) -> Array:
+    """The elements of each window of a pooling, on a new last axis."""
+    params = eqn.params
+    fill = -jnp.inf if eqn.primitive.name.endswith("max") else jnp.inf
+    padding = [
+        (low, high, dilation - 1)
+        for (low, high), dilation in zip(params["padding"], params["base_dilation"], strict=True)
+    ]
+    padded = lax.pad(x, jnp.asarray(fill, x.dtype), padding)
+    windows: Any = eqn.outvars[0].aval
+    slices = [
+        tuple(
+            slice(at * dilation, at * dilation + (count - 1) * stride + 1, stride)
+            for at, dilation, count, stride in zip(
+                offset,
+                params["window_dilation"],
+                windows.shape,
+                params["window_strides"],
+                strict=True,
+            )
+        )
+        for offset in np.ndindex(*params["window_dimensions"])
+    ]
+    return jnp.stack([padded[each] for each in slices], -1)
+
+
+def _pattern_shape(scope: Scope, eqn: JaxprEqn) -> tuple[int, ...]:
+    """The shape of an equation's patterns before the samples come first."""
+    name = eqn.primitive.name
+    if name in WINDOWS:
+        windows: Any = eqn.outvars[0].aval
+        return (*windows.shape, int(np.prod(eqn.params["window_dimensions"])))
+    elements: Any = eqn.outvars[0] if name not in EXTREMA else eqn.invars[0]
+    if not scope.is_piecewise(eqn):
+        elements = scope.argument(eqn)
+    return tuple(elements.aval.shape)
 
 
 def _bind(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
     outputs = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
     return list(outputs) if eqn.primitive.multiple_results else [outputs]
-
-
-def _pattern(output: Array, n: int) -> Bool[Array, "n _"]:
-    axes = [axis for axis, length in enumerate(output.shape) if length == n]
-    if not axes or (axes[0] > 0 and len(axes) > 1):
-        raise InputError(
-            f"a ReLU's output has shape {output.shape} where the model returns {n} samples: "
-            "it must have them on its first axis or on the only one of that length"
-        )
-    return jnp.moveaxis(output > 0, axes[0], 0).reshape(n, -1)
 
 
 def _num_samples(jaxpr: ClosedJaxpr) -> int:
@@ -304,11 +393,33 @@ def _num_samples(jaxpr: ClosedJaxpr) -> int:
         raise InputError(
             f"the model returns arrays of shapes {shapes}: it must return one array [n, ...]"
         )
+    if not shapes[0][0]:
+        raise InputError("the model returns no samples: give at least one")
     return int(shapes[0][0])
 
 
-def _averages(eqn: JaxprEqn) -> bool:
-    """Whether an equation may be a step of a running average, or adds an epsilon to it."""
-    name = eqn.primitive.name
-    scales = name == "mul" and any(isinstance(atom, Literal) for atom in eqn.invars)
-    return scales or name in ("add", "select_n", *RESHAPING)
+def _twice_the_samples(
+    f: Callable[..., Any], args: Sequence[Any], position: int, n: int
+) -> Scope | None:
+    """The program of 2 n samples; None where `f` takes no other number of them."""
+
+    def doubled(leaf: Any) -> Any:
+        shape = list(jnp.shape(leaf))
+        if n not in shape:
+            return leaf
+        shape[shape.index(n)] *= 2
+        return jax.ShapeDtypeStruct(shape, leaf.dtype)
+
+    samples = jax.tree.map(doubled, args[position])
+    if jax.tree.map(jnp.shape, samples) == jax.tree.map(jnp.shape, args[position]):
+        return None
+    try:
+        jaxpr = jax.make_jaxpr(f)(*args[:position], samples, *args[position + 1 :])
+    except Exception:  # of any kind: what the model says to a number that it does not take
+        return None
+    return analyze(jaxpr, _is_sample(args, position))
+
+
+def _is_sample(args: Sequence[Any], position: int) -> list[bool]:
+    """Which of the leaves of the arguments are samples."""
+    return [i == position for i, arg in enumerate(args) for _ in jax.tree.leaves(arg)]

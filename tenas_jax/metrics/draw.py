@@ -1,6 +1,5 @@
 """One draw of weights and images, which all metrics of a measurement share."""
 
-from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -10,8 +9,9 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from tenas_jax.errors import InputError
 from tenas_jax.metrics.activations import executed_patterns
-from tenas_jax.metrics.ntk import ApplyFn, empirical_ntk, is_weight
-from tenas_jax.metrics.proxies import cross_entropy
+from tenas_jax.metrics.model import ApplyFn, Select, is_weight, require_weights
+from tenas_jax.metrics.ntk import empirical_ntk
+from tenas_jax.metrics.proxies import loss_gradient
 
 
 class Draw:
@@ -30,6 +30,8 @@ class Draw:
         key: for what a metric draws at random; a draw of its own is
             `jax.random.fold_in(draw.key, 1)`.
         mask: the operators kept, where the model is the supernet of a search space.
+        select: whether the parameter at a path takes part in metrics of gradients.
+        counting: `sample_axis`, `smooth` and `max_pooling` of `activation_patterns`.
 
     Example:
         >>> apply_fn = lambda params, x: jax.nn.relu(x @ params["kernel"])
@@ -48,14 +50,17 @@ class Draw:
         second_batch: Any = None,
         key: Key[Array, ""] | None = None,
         mask: Bool[Array, "cell edge op"] | None = None,
+        select: Select = is_weight,
+        **counting: Any,
     ) -> None:
         self._given = {"params": params, "x": x, "labels": labels, "second_batch": second_batch}
         self.logits = apply_fn
         self.key = jax.random.key(0) if key is None else key
         self.mask = mask
+        self._select, self._counting = select, counting
 
     @cached_property
-    def params(self) -> PyTree[Float[Array, "..."]]:
+    def params(self) -> PyTree:
         """The weights."""
         return self._given["params"]
 
@@ -78,11 +83,11 @@ class Draw:
     @cached_property
     def kernel(self) -> Float[Array, "n n"]:
         """The empirical NTK of the summed logits over `x`; see `empirical_ntk`."""
-        return empirical_ntk(self.logits, self.params, self.x)
+        return empirical_ntk(self.logits, self.params, self.x, select=self._select)
 
     @cached_property
     def patterns(self) -> Bool[Array, "n neurons"]:
-        """Which ReLU is active for which sample of `x`.
+        """Which neuron is active for which sample of `x`; see `activation_patterns`.
 
         Neurons of pruned operators are not in the network; their columns copy that of a neuron that
         is.
@@ -97,7 +102,8 @@ class Draw:
 
     @cached_property
     def _patterns_and_counts(self) -> tuple[Bool[Array, "n neurons"], Int[Array, "neurons"]]:
-        patterns, executed = executed_patterns(self.logits)(self.params, self.x)
+        run = executed_patterns(self.logits, **self._counting)
+        patterns, executed = run(self.params, self.x)
         return patterns, executed.astype(int)
 
     @property
@@ -126,19 +132,20 @@ class Draw:
         return self.logits(params, x)
 
     @cached_property
-    def gradient(self) -> PyTree[Float[Array, "..."]]:
+    def gradient(self) -> PyTree:
         """The gradient of the mean cross-entropy by `params`."""
-        return jax.grad(cross_entropy)(self.params, self.logits_once, self.x, self.labels)
+        require_weights(self.params, self.is_kernel)
+        return loss_gradient(self.params, self.logits_once, self.x, self.labels)
 
     @property
-    def is_stacked(self) -> Callable[[tuple[Any, ...]], bool]:
+    def is_stacked(self) -> Select:
         """Whether the parameter at a path is that of several layers, along its first axis."""
         return lambda path: False
 
     @property
-    def is_kernel(self) -> Callable[[tuple[Any, ...]], bool]:
+    def is_kernel(self) -> Select:
         """Whether the parameter at a path takes part in metrics of gradients."""
-        return is_weight
+        return self._select
 
     def _require(self, name: str, what: str) -> Any:
         if self._given[name] is None:

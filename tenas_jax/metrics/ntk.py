@@ -5,28 +5,29 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from tenas_jax.errors import InputError
 from tenas_jax.metrics import neural_tangents
 from tenas_jax.metrics.convolutions import with_fast_convolutions
+from tenas_jax.metrics.model import (
+    ApplyFn,
+    Select,
+    at_least_single,
+    is_weight,
+    require_logits,
+    require_weights,
+)
 from tenas_jax.numerics import PRECISION, require_numbers
 
-ApplyFn = Callable[[PyTree, Any], Float[Array, "n classes"]]
+Kernel = Shaped[Array | np.ndarray, "..."]
+"""A square matrix of real numbers; anything else is refused in one line."""
 Jacobian = Callable[[Float[Array, "classes"]], Float[Array, "n weights"]]
 ENGINES = ("chunked", "neural-tangents")
 REDUCTIONS = ("sum", "trace")
-
-
-def is_weight(path: tuple[Any, ...]) -> bool:
-    """Whether a parameter is a weight, not a bias, by the last key of its path.
-
-    The original differentiates what has `weight` in its name: convolution kernels, scales of batch
-    normalizations and the classifier's kernel (`lib/procedures/ntk.py`, line 46).
-    """
-    return "bias" not in jax.tree_util.keystr(path[-1:])
 
 
 def empirical_ntk(
@@ -38,7 +39,7 @@ def empirical_ntk(
     engine: str = "chunked",
     reduction: str = "sum",
     chunk_size: int | None = None,
-    select: Callable[[tuple[Any, ...]], bool] = is_weight,
+    select: Select = is_weight,
 ) -> Float[Array, "n m"]:
     """Empirical NTK of a model (TE-NAS, equation 3), over pairs of samples.
 
@@ -49,7 +50,7 @@ def empirical_ntk(
 
     Args:
         apply_fn: maps `(params, x)` to the outputs [n, classes]; differentiable in reverse mode.
-        params: parameters, a pytree of floating-point arrays.
+        params: parameters, a pytree of arrays, those selected of real floating-point numbers.
         x: the batch, in whatever form `apply_fn` takes.
         x2: another batch, for the kernel between the two; None: `x` itself. Each batch goes through
             a forward pass of its own.
@@ -63,11 +64,14 @@ def empirical_ntk(
 
     Returns:
         The kernel [n, m] between the n samples of `x` and the m samples of `x2`, [n, n] without
-            `x2`, in the data type of the outputs.
+            `x2`, in the data type of the outputs, but float32 at least. In bfloat16 and float16 the
+            gradients themselves are rounded, to 8 and 11 bits.
 
     Raises:
-        InputError: the engine or the reduction is unknown, no parameter is selected, or `apply_fn`
-            returns anything but one array [n, classes].
+        InputError: the engine or the reduction is unknown, no parameter is selected, `params` or
+            `x` hold anything but numbers, a selected parameter is not of real floating-point
+            numbers, `is_weight` cannot tell what a parameter is, or `apply_fn` returns anything but
+            one array [n, classes] of such numbers for one sample or more.
 
     Example:
         >>> x = jnp.array([[1.0, 0.0], [1.0, 2.0]])
@@ -82,22 +86,22 @@ def empirical_ntk(
         raise InputError(f"unknown engine {engine!r}: choose one of {', '.join(ENGINES)}")
     if reduction not in REDUCTIONS:
         raise InputError(f"unknown reduction {reduction!r}: choose one of {', '.join(REDUCTIONS)}")
-    require_numbers(params=params, x=x, x2=x2)
+    require_weights(params, select)
+    require_numbers(x=x, x2=x2)
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     selected = [leaf for path, leaf in leaves if select(path)]
-    if not selected:
-        raise InputError("no parameter is selected: the kernel needs at least one")
 
     def outputs(selected: list[Array], x: Any) -> Float[Array, "n classes"]:
         weights = iter(selected)
         merged = [next(weights) if select(path) else leaf for path, leaf in leaves]
         logits = apply_fn(jax.tree.unflatten(structure, merged), x)
-        _require_logits(logits)
+        require_logits(logits)
         return logits
 
     if engine == "neural-tangents":
         trace = reduction == "trace"
-        return neural_tangents.empirical_ntk(outputs, selected, x, x2, trace=trace)
+        contracted = neural_tangents.empirical_ntk(outputs, selected, x, x2, trace=trace)
+        return contracted.astype(at_least_single(contracted.dtype))
 
     def jacobian(x: Any) -> tuple[Jacobian, Float[Array, "n classes"]]:
         """The Jacobian of the outputs' product with a direction, and the outputs."""
@@ -116,7 +120,8 @@ def empirical_ntk(
             samples = jnp.eye(n, dtype=logits.dtype)
             # In a loop XLA's CPU compiler would take its naive path for backward passes.
             on_cpu = jax.default_backend() == "cpu"
-            return (with_fast_convolutions(all_rows) if on_cpu else all_rows)(samples)
+            jacobian = (with_fast_convolutions(all_rows) if on_cpu else all_rows)(samples)
+            return jacobian.astype(at_least_single(logits.dtype))
 
         return rows, logits
 
@@ -135,12 +140,6 @@ def empirical_ntk(
     return traced
 
 
-def _require_logits(outputs: Any) -> None:
-    if not isinstance(outputs, jax.Array) or outputs.ndim != 2:
-        kind = f"shape {outputs.shape}" if hasattr(outputs, "shape") else type(outputs).__name__
-        raise InputError(f"apply_fn returns {kind}: it must return one array [n, classes]")
-
-
 def default_chunk_size(n: int) -> int:
     """Cotangents per backward pass, of n: on a CPU caches decide, elsewhere kernel launches.
 
@@ -151,22 +150,34 @@ def default_chunk_size(n: int) -> int:
     return 1 if jax.default_backend() == "cpu" else n
 
 
-def spectrum(ntk: Float[Array, "n n"]) -> Float[Array, " n"]:
+def spectrum(ntk: Kernel) -> Float[Array, " n"]:
     """Eigenvalues of a kernel in ascending order; NaN where the kernel is not finite.
 
     Args:
         ntk: a symmetric positive semi-definite matrix [n, n].
 
+    Returns:
+        The eigenvalues [n], in the data type of the kernel, but float32 at least.
+
+    Raises:
+        InputError: the kernel is not a square matrix of real numbers, or empty.
+
     Example:
         >>> spectrum(jnp.diag(jnp.array([4.0, 1.0]))).tolist()
         [1.0, 4.0]
     """
+    kind, shape = jnp.result_type(ntk), jnp.shape(ntk)
+    if len(shape) != 2 or shape[0] != shape[1] or not shape[0] or kind.kind == "c":
+        raise InputError(
+            f"the kernel is {kind} of shape {shape}: give a square matrix of real numbers"
+        )
+    ntk = jnp.asarray(ntk, at_least_single(kind))
     finite = jnp.isfinite(ntk).all()
     eigenvalues = jnp.linalg.eigvalsh(jnp.where(finite, ntk, jnp.eye(len(ntk), dtype=ntk.dtype)))
     return jnp.where(finite, eigenvalues, jnp.nan)
 
 
-def condition_number(ntk: Float[Array, "n n"]) -> Float[Array, ""]:
+def condition_number(ntk: Kernel) -> Float[Array, ""]:
     """Condition number of a kernel, kappa = lambda_max / lambda_min (TE-NAS, equation 3).
 
     Args:
@@ -174,8 +185,13 @@ def condition_number(ntk: Float[Array, "n n"]) -> Float[Array, ""]:
 
     Returns:
         A scalar of at least 1. Infinite where the kernel is singular to its precision,
-        lambda_min <= n eps lambda_max: there the quotient is noise, of either sign. NaN only where
+        lambda_min <= n eps lambda_max: there the quotient is noise, of either sign. (Eigenvalues of
+        a kernel in half precision are computed in float32; of such a kernel it is infinite where
+        lambda_min is not above the rounding of the elements, eps / 2 lambda_max.) NaN only where
         the kernel itself is not finite.
+
+    Raises:
+        InputError: the kernel is not a square matrix of real numbers, or empty.
 
     Example:
         >>> float(condition_number(jnp.diag(jnp.array([1.0, 4.0]))))
@@ -185,7 +201,10 @@ def condition_number(ntk: Float[Array, "n n"]) -> Float[Array, ""]:
     """
     eigenvalues = spectrum(ntk)
     smallest, largest = eigenvalues[0], eigenvalues[-1]
-    singular = smallest <= len(ntk) * jnp.finfo(ntk.dtype).eps * largest
+    precision = len(ntk) * jnp.finfo(eigenvalues.dtype).eps
+    if jnp.issubdtype(jnp.result_type(ntk), jnp.floating):
+        precision = max(precision, jnp.finfo(jnp.result_type(ntk)).eps / 2)
+    singular = smallest <= precision * largest
     kappa = jnp.where(singular, jnp.inf, largest / jnp.where(singular, 1, smallest))
     return jnp.where(jnp.isnan(largest), jnp.nan, kappa)
 
@@ -198,7 +217,7 @@ def ntk_condition_number(
     engine: str = "chunked",
     reduction: str = "sum",
     chunk_size: int | None = None,
-    select: Callable[[tuple[Any, ...]], bool] = is_weight,
+    select: Select = is_weight,
 ) -> Float[Array, ""]:
     """Condition number of the empirical NTK of a model; lower is more trainable.
 
@@ -243,7 +262,7 @@ def ntk_spectrum(
     engine: str = "chunked",
     reduction: str = "sum",
     chunk_size: int | None = None,
-    select: Callable[[tuple[Any, ...]], bool] = is_weight,
+    select: Select = is_weight,
 ) -> Float[Array, " n"]:
     """Eigenvalues of the empirical NTK of a model; their largest quotient is kappa.
 
@@ -257,7 +276,7 @@ def ntk_spectrum(
         select: which parameters take part.
 
     Returns:
-        The eigenvalues [n] in ascending order, in the data type of the outputs.
+        The eigenvalues [n] in ascending order, in the data type of the kernel.
 
     Raises:
         InputError: see `empirical_ntk`.

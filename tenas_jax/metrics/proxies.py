@@ -14,19 +14,31 @@ Two choices differ from the published implementations (Abdelfattah et al. 2021, 
   three in a discrete network. To tell them apart, unstack `params` and stack them in `apply_fn`.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 from tenas_jax.errors import InputError
-from tenas_jax.metrics.ntk import ApplyFn, condition_number, is_weight
-from tenas_jax.metrics.regions import count_linear_regions
-
-Select = Callable[[tuple[Any, ...]], bool]
+from tenas_jax.metrics.model import (
+    ApplyFn,
+    Select,
+    at_least_single,
+    is_weight,
+    require_logits,
+    require_outputs,
+    require_weights,
+    select_leaves,
+)
+from tenas_jax.metrics.nonlinearities import analyze
+from tenas_jax.metrics.ntk import condition_number
+from tenas_jax.metrics.regions import Patterns, count_linear_regions, require_patterns
+from tenas_jax.numerics import require_arrays, require_numbers
 
 
 def _never(path: tuple[Any, ...]) -> bool:
@@ -72,9 +84,7 @@ def ntk_mean_eigenvalue(ntk: Float[Array, "n n"]) -> Float[Array, ""]:
     return ntk_trace(ntk) / len(ntk)
 
 
-def naswot(
-    patterns: Bool[Array, "n neurons"], *, counts: Int[Array, "neurons"] | int = 1
-) -> Float[Array, ""]:
+def naswot(patterns: Patterns, *, counts: Int[Array, "neurons"] | int = 1) -> Float[Array, ""]:
     """NASWOT, log |det K_H| with K_H[i, j] = neurons - hamming(i, j) (Mellor et al. 2021, eq. 2).
 
     The original takes the logarithm of rounding errors for a singular kernel.
@@ -95,16 +105,17 @@ def naswot(
         >>> float(naswot(jnp.ones((2, 5), bool)))
         -inf
     """
+    active = require_patterns(patterns)
 
     def agreements(bits: Bool[Array, "n neurons"]) -> Float[Array, "n n"]:
         ones = bits.astype(float)
         return (jnp.atleast_2d(counts) * ones) @ ones.T  # small integers: exact in any precision
 
-    kernel = agreements(patterns) + agreements(~patterns)
+    kernel = agreements(active) + agreements(~active)
     return jnp.where(jnp.isinf(condition_number(kernel)), -jnp.inf, jnp.linalg.slogdet(kernel)[1])
 
 
-def swap(patterns: Bool[Array, "n neurons"]) -> Int[Array, ""]:
+def swap(patterns: Patterns) -> Int[Array, ""]:
     """SWAP score: the number of distinct sample-wise activation patterns (Peng et al. 2024).
 
     The pattern of a neuron is the set of samples that it is active for: columns are counted, where
@@ -122,7 +133,7 @@ def swap(patterns: Bool[Array, "n neurons"]) -> Int[Array, ""]:
         >>> int(swap(jnp.array([[True, False, True], [True, True, True]])))
         2
     """
-    return count_linear_regions(patterns.T)
+    return count_linear_regions(require_patterns(patterns).T)
 
 
 def synflow(
@@ -135,20 +146,22 @@ def synflow(
     where R is.
 
     Args:
-        apply_fn: maps `(params, x)` to the outputs, without batch normalization: that would undo
+        apply_fn: maps `(params, x)` to the outputs, without normalization of `x`: that would undo
             the scale of the weights, which is what synflow measures. Abdelfattah et al. 2021
             replace it by the identity as well.
-        params: parameters, a pytree of floating-point arrays; all take their absolute values.
+        params: parameters, a pytree of arrays; all take their absolute values.
         x: the input, one image of ones. If R overflows, a smaller constant: without biases R is
             proportional to it, and the result is less by the same amount for all architectures.
         select: whether the parameter at a path takes part in the sum; by default all but biases.
 
     Returns:
         A scalar; higher is better. Minus infinity where the outputs are zero or depend on no
-        selected parameter, NaN where R overflows or is negative.
+        selected parameter.
 
     Raises:
-        InputError: no parameter is selected.
+        InputError: the model normalizes, R overflows or is negative, no parameter is selected, or
+            one has the wrong data type. Inside `jit` and `vmap`, where R is not known, the result
+            is NaN if it overflows or is negative.
 
     Example:
         >>> params = {"kernel": jnp.array([[1.0], [-2.0]])}
@@ -156,17 +169,39 @@ def synflow(
         >>> round(float(jnp.exp(score)), 3)
         3.0
     """
-    magnitudes = jax.tree.map(jnp.abs, params)
-    total, pullback = jax.vjp(lambda params: apply_fn(params, x).sum(), magnitudes)
+    require_weights(params, select)
+    require_numbers(x=x)
+    inputs = len(jax.tree.leaves(x))
+    program = jax.make_jaxpr(apply_fn)(params, x)
+    if analyze(program, [False] * (len(program.in_avals) - inputs) + [True] * inputs).takes_roots():
+        raise InputError("the model takes a root of x, as normalizations do: synflow needs none")
+
+    def summed(params: PyTree) -> Float[Array, ""]:
+        outputs = apply_fn(params, x)
+        require_outputs(outputs)
+        return outputs.sum(dtype=at_least_single(outputs.dtype))
+
+    magnitudes = jax.tree.map(_magnitude, params)
+    total, pullback = jax.vjp(summed, magnitudes)
+    known = not isinstance(total, jax.core.Tracer)
+    if known and not 0 <= total < jnp.inf:
+        raise InputError(
+            f"the outputs sum to {total} where all parameters are positive, and synflow is their "
+            "logarithm: give smaller x, or a model without normalization and subtraction"
+        )
     (gradient,) = pullback(jnp.where(total == 0, 0, 1 / total))
     return jnp.log(total) + jnp.log(saliency(magnitudes, gradient, select))
+
+
+def _magnitude(leaf: Any) -> Any:
+    return jnp.abs(leaf) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) else leaf
 
 
 def grad_norm(
     apply_fn: ApplyFn,
     params: PyTree,
     x: Any,
-    labels: Int[Array, "n"],
+    labels: Shaped[Array, "n"],
     *,
     select: Select = is_weight,
 ) -> Float[Array, ""]:
@@ -177,7 +212,7 @@ def grad_norm(
 
     Args:
         apply_fn: maps `(params, x)` to the logits [n, classes]; differentiable in reverse mode.
-        params: parameters, a pytree of floating-point arrays; a layer is a leaf.
+        params: parameters, a pytree of arrays; a layer is a leaf.
         x: the batch, in whatever form `apply_fn` takes.
         labels: class of each sample, from 0.
         select: whether the parameter at a path takes part; by default all but biases.
@@ -186,21 +221,23 @@ def grad_norm(
         A scalar; higher is better.
 
     Raises:
-        InputError: logits or labels have the wrong shape, or no parameter is selected.
+        InputError: logits or labels have the wrong shape, labels are no classes, no parameter is
+            selected, or one has the wrong data type.
 
     Example:
         >>> params, x = {"kernel": jnp.zeros((1, 2))}, jnp.array([[2.0]])
         >>> round(float(grad_norm(lambda p, x: x @ p["kernel"], params, x, jnp.array([0]))), 3)
         1.414
     """
-    return sum_of_norms(jax.grad(cross_entropy)(params, apply_fn, x, labels), select)
+    require_weights(params, select)
+    return sum_of_norms(loss_gradient(params, apply_fn, x, labels), select)
 
 
 def snip(
     apply_fn: ApplyFn,
     params: PyTree,
     x: Any,
-    labels: Int[Array, "n"],
+    labels: Shaped[Array, "n"],
     *,
     select: Select = is_weight,
 ) -> Float[Array, ""]:
@@ -226,14 +263,15 @@ def snip(
         >>> round(float(snip(lambda p, x: x @ p["kernel"], params, x, jnp.array([0]))), 3)
         6.0
     """
-    return saliency(params, jax.grad(cross_entropy)(params, apply_fn, x, labels), select)
+    require_weights(params, select)
+    return saliency(params, loss_gradient(params, apply_fn, x, labels), select)
 
 
 def zico(
     apply_fn: ApplyFn,
     params: PyTree,
     x: Any,
-    labels: Int[Array, "batch n"],
+    labels: Shaped[Array, "batch n"],
     *,
     select: Select = is_weight,
     stacked: Select = _never,
@@ -247,7 +285,7 @@ def zico(
 
     Args:
         apply_fn: maps `(params, x[i])` to the logits [n, classes]; differentiable in reverse mode.
-        params: parameters, a pytree of floating-point arrays; a layer is a leaf.
+        params: parameters, a pytree of arrays; a layer is a leaf.
         x: the batches along the first axis, in whatever form `apply_fn` takes; the paper has 2.
         labels: class of each sample, from 0.
         select: whether the parameter at a path takes part; by default all but biases.
@@ -257,8 +295,7 @@ def zico(
         A scalar; higher is better.
 
     Raises:
-        InputError: there are fewer than two batches, their numbers differ, logits or labels have
-            the wrong shape, or no parameter is selected.
+        InputError: there are fewer than two batches, their numbers differ, or see `grad_norm`.
 
     Example:
         >>> params, x = {"kernel": jnp.zeros((1, 2))}, jnp.array([[[1.0]], [[3.0]]])
@@ -266,14 +303,16 @@ def zico(
         >>> round(float(jnp.exp(zico(lambda p, x: x @ p["kernel"], params, x, labels))), 3)
         4.0
     """
+    require_weights(params, select)
+    require_numbers(x=x)
     batches = sorted({leaf.shape[0] for leaf in jax.tree.leaves((x, labels))})
     if len(batches) > 1:
         raise InputError(f"x and labels have {batches[0]} and {batches[1]} batches: give as many")
     if batches[0] < 2:
         raise InputError("ZiCo of 1 batch has no deviation: give 2 or more along the first axis")
 
-    def gradient(batch: tuple[Any, Int[Array, "n"]]) -> PyTree:
-        return jax.grad(cross_entropy)(params, apply_fn, *batch)
+    def gradients(batch: tuple[Any, Shaped[Array, "n"]]) -> list[Array]:
+        return select_leaves(loss_gradient(params, apply_fn, *batch), select)
 
     def ratios(gradients: Float[Array, "batch ..."]) -> Float[Array, "..."]:
         deviation = gradients.std(0)
@@ -285,8 +324,8 @@ def zico(
         total = ratios.sum()
         return jnp.log(jnp.where(total > 0, total, 1))
 
-    by_weight = jax.tree.map(ratios, lax.map(gradient, (x, labels)))
-    return _sum_over_layers(logarithm, by_weight, select, stacked)
+    leaves = [ratios(leaf) for leaf in lax.map(gradients, (x, labels))]
+    return _sum_over_layers(logarithm, leaves, _selected(stacked, params, select))
 
 
 def parameters(params: PyTree) -> int:
@@ -298,15 +337,19 @@ def parameters(params: PyTree) -> int:
     Returns:
         A count; higher is better.
 
+    Raises:
+        InputError: something in it is no array.
+
     Example:
         >>> parameters({"kernel": jnp.zeros((3, 4)), "bias": jnp.zeros(4)})
         16
     """
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
+    require_arrays(params=params)
+    return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(params))
 
 
 def cross_entropy(
-    params: PyTree, apply_fn: ApplyFn, x: Any, labels: Int[Array, "n"]
+    params: PyTree, apply_fn: ApplyFn, x: Any, labels: Shaped[Array, "n"]
 ) -> Float[Array, ""]:
     """Mean cross-entropy of a batch, the loss L of `grad_norm`, `snip` and `zico`.
 
@@ -320,7 +363,8 @@ def cross_entropy(
         A scalar, in nats.
 
     Raises:
-        InputError: the logits are no matrix, or there is not one label for each sample.
+        InputError: the logits are no matrix of real numbers, there is not one label for each
+            sample, or a label is no class. Inside `jit` and `vmap` values of labels are not known.
 
     Example:
         >>> loss = cross_entropy(0.0, lambda _, x: x, jnp.zeros((3, 2)), jnp.array([0, 1, 0]))
@@ -331,14 +375,43 @@ def cross_entropy(
     import optax  # type: ignore[import-untyped]
 
     logits = apply_fn(params, x)
-    if logits.ndim != 2:
-        raise InputError(f"the outputs have shape {logits.shape}: they have to be [n, classes]")
-    if labels.shape != logits.shape[:1]:
+    require_logits(logits)
+    n, classes = logits.shape
+    if labels.shape != (n,):
+        raise InputError(f"labels of shape {labels.shape} for {n} samples: give one label for each")
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise InputError(f"labels are {labels.dtype}: give integers from 0 to {classes - 1}")
+    # Not `jnp`: in a function that is traced it would make tracers of constants.
+    known = np.arange(0) if isinstance(labels, jax.core.Tracer) else np.asarray(labels)
+    if ((known < 0) | (known >= classes)).any():
         raise InputError(
-            f"labels of shape {labels.shape} for {len(logits)} samples: give one label for each"
+            f"labels from {known.min()} to {known.max()} for {classes} classes: give integers from "
+            f"0 to {classes - 1}"
         )
     losses: Array = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return losses.mean()
+
+
+def loss_gradient(params: PyTree, apply_fn: ApplyFn, x: Any, labels: Shaped[Array, "n"]) -> PyTree:
+    """Gradient of `cross_entropy` by all parameters, float0 by those that are integers.
+
+    Args:
+        params: parameters.
+        apply_fn: maps `(params, x)` to the logits [n, classes].
+        x: the batch.
+        labels: class of each sample, from 0.
+
+    Raises:
+        InputError: see `cross_entropy`, or `x` holds NaN.
+
+    Example:
+        >>> x, labels = jnp.zeros((1, 2)), jnp.array([0])
+        >>> loss_gradient(x, lambda params, x: params + x, x, labels).tolist()
+        [[-0.5, 0.5]]
+    """
+    require_numbers(x=x)
+    gradient: PyTree = jax.grad(cross_entropy, allow_int=True)(params, apply_fn, x, labels)
+    return gradient
 
 
 def sum_of_norms(
@@ -362,7 +435,8 @@ def sum_of_norms(
     def norm(layer: Array) -> Array:
         return jnp.sqrt(jnp.square(layer).sum())
 
-    return _sum_over_layers(norm, gradient, select, stacked)
+    layers = select_leaves(gradient, select)
+    return _sum_over_layers(norm, layers, _selected(stacked, gradient, select))
 
 
 def saliency(params: PyTree, gradient: PyTree, select: Select = is_weight) -> Float[Array, ""]:
@@ -380,23 +454,20 @@ def saliency(params: PyTree, gradient: PyTree, select: Select = is_weight) -> Fl
         >>> float(saliency({"kernel": jnp.array([2.0])}, {"kernel": jnp.array([-3.0])}))
         6.0
     """
-    pairs = zip(_leaves(params, select), _leaves(gradient, select), strict=True)
+    pairs = zip(select_leaves(params, select), select_leaves(gradient, select), strict=True)
     return jnp.stack([jnp.abs(theta * g).sum() for theta, g in pairs]).sum()
 
 
+def _selected(stacked: Select, tree: PyTree, select: Select) -> list[bool]:
+    """Whether the selected leaves of a tree are stacked."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [stacked(path) for path, _ in leaves if select(path)]
+
+
 def _sum_over_layers(
-    value: Callable[[Array], Array], tree: PyTree, select: Select, stacked: Select
+    value: Callable[[Array], Array], leaves: Sequence[Array], stacked: Sequence[bool]
 ) -> Float[Array, ""]:
-    def values(path: tuple[Any, ...], leaf: Array) -> Float[Array, "layer"]:
-        return jax.vmap(value)(leaf) if stacked(path) else value(leaf)[None]
-
-    by_leaf = jax.tree_util.tree_map_with_path(values, tree)
-    return jnp.concatenate(_leaves(by_leaf, select)).sum()
-
-
-def _leaves(params: PyTree, select: Select) -> list[Array]:
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    selected = [leaf for path, leaf in leaves if select(path)]
-    if not selected:
-        raise InputError("no parameter is selected: a proxy of the gradient needs at least one")
-    return selected
+    pairs = zip(leaves, stacked, strict=True)
+    return jnp.concatenate(
+        [jax.vmap(value)(leaf) if several else value(leaf)[None] for leaf, several in pairs]
+    ).sum()

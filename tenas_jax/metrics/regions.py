@@ -4,29 +4,42 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Int, PyTree, UInt32
+from jaxtyping import Array, Bool, Int, PyTree, Shaped, UInt32
 
+from tenas_jax.errors import InputError
 from tenas_jax.metrics.activations import activation_patterns
 from tenas_jax.numerics import require_numbers
 
 WORD = 32
+Patterns = Shaped[Array | np.ndarray, "..."]
+"""Booleans [n, neurons]; anything else is refused in one line."""
 
 
 def linear_regions(
-    apply_fn: Callable[[PyTree, Any], Array], params: PyTree, x: Any
+    apply_fn: Callable[[PyTree, Any], Array],
+    params: PyTree,
+    x: Any,
+    *,
+    sample_axis: int | None = None,
+    smooth: str = "refuse",
+    max_pooling: bool = False,
 ) -> Int[Array, ""]:
     """Number of linear regions of a model that samples fall into, R; higher is more expressive.
 
-    The number of distinct activation patterns (TE-NAS, equations 4 and 5) of all ReLUs that
-    `activation_patterns` finds. Use small images, of 3 x 3 pixels as TE-NAS does: those of larger
-    ones all differ.
+    The number of distinct activation patterns (TE-NAS, equations 4 and 5) of all piecewise-linear
+    nonlinearities of `x` that `activation_patterns` finds. Use small images, of 3 x 3 pixels as
+    TE-NAS does: those of larger ones all differ.
 
     Args:
         apply_fn: maps `(params, x)` to one array [n, ...], samples first; see
-            `activation_patterns` for its ReLUs.
+            `activation_patterns` for its neurons.
         params: parameters, a pytree of arrays.
         x: the samples, in whatever form `apply_fn` takes.
+        sample_axis: see `activation_patterns`, like the following.
+        smooth: what to do with smooth nonlinearities: `refuse`, `ignore`, or `sign`.
+        max_pooling: whether pooling windows count.
 
     Returns:
         An integer from 1 to n.
@@ -43,10 +56,13 @@ def linear_regions(
         2
     """
     require_numbers(params=params, x=x)
-    return count_linear_regions(activation_patterns(apply_fn)(params, x))
+    patterns = activation_patterns(
+        apply_fn, argnum=1, sample_axis=sample_axis, smooth=smooth, max_pooling=max_pooling
+    )
+    return count_linear_regions(patterns(params, x))
 
 
-def count_linear_regions(patterns: Bool[Array, "n neurons"]) -> Int[Array, ""]:
+def count_linear_regions(patterns: Patterns) -> Int[Array, ""]:
     """Number of distinct activation patterns, R (TE-NAS, equations 4 and 5).
 
     Exact: the patterns are packed into words and the samples ranked by one word after the other,
@@ -59,11 +75,15 @@ def count_linear_regions(patterns: Bool[Array, "n neurons"]) -> Int[Array, ""]:
     Returns:
         An integer from 1 to n.
 
+    Raises:
+        InputError: `patterns` is not a matrix of booleans with at least one row.
+
     Example:
         >>> int(count_linear_regions(jnp.array([[True, False], [True, True], [True, False]])))
         2
     """
-    n = patterns.shape[0]
+    bits = require_patterns(patterns)
+    n = len(bits)
 
     def refine(rank: Int[Array, "n"], word: UInt32[Array, "n"]) -> tuple[Int[Array, "n"], None]:
         """Ranks by (rank, word) from ranks by the words before."""
@@ -72,8 +92,29 @@ def count_linear_regions(patterns: Bool[Array, "n neurons"]) -> Int[Array, ""]:
         refined = jnp.concatenate([jnp.zeros(1, int), jnp.cumsum(differs)])
         return jnp.zeros(n, int).at[order].set(refined, unique_indices=True), None
 
-    rank, _ = lax.scan(refine, jnp.zeros(n, int), pack(patterns).T)
+    rank, _ = lax.scan(refine, jnp.zeros(n, int), pack(bits).T)
     return rank.max() + 1
+
+
+def require_patterns(patterns: Any) -> Bool[Array, "n neurons"]:
+    """A matrix of booleans with at least one sample, and nothing else.
+
+    Raises:
+        InputError: it is not.
+
+    Example:
+        >>> require_patterns(jnp.ones((2, 3)))
+        Traceback (most recent call last):
+        ...
+        tenas_jax.errors.InputError: patterns are float32 of shape (2, 3): give booleans [n, \
+neurons], n of 1 or more
+    """
+    kind, shape = jnp.result_type(patterns), jnp.shape(patterns)
+    if not jnp.issubdtype(kind, jnp.bool_) or len(shape) != 2 or not shape[0]:
+        raise InputError(
+            f"patterns are {kind} of shape {shape}: give booleans [n, neurons], n of 1 or more"
+        )
+    return jnp.asarray(patterns)
 
 
 def pack(patterns: Bool[Array, "n neurons"]) -> UInt32[Array, "n words"]:

@@ -317,7 +317,8 @@ class FlaxOp(Op):
         mutable = [self.is_mutable_collection(name) for name in (PATTERNS, READERS)]
         if self.is_initializing() or not any(mutable):
             return
-        patterns, executed = executed_patterns(f, required=False)(images)
+        run = executed_patterns(f, required=False, smooth="ignore")
+        patterns, executed = run(images)
         present = executed & kept
         for collection, value in ((PATTERNS, patterns & present[None]), (READERS, present)):
             if self.is_mutable_collection(collection):

@@ -320,7 +320,7 @@ def _patterns_and_counts(
 ) -> tuple[Bool[Array, "n neurons"], Int[Array, "neurons"]]:
     """Activation patterns, and how many times each neuron is in the network."""
     if not hasattr(network, "layout"):
-        run = executed_patterns(lambda x: _apply(network, params, x, mask)[0])
+        run = executed_patterns(lambda x: _apply(network, params, x, mask)[0], smooth="ignore")
         patterns, executed = run(x)
         return patterns, executed.astype(int)
     if isinstance(space, CellSpace):
@@ -346,13 +346,15 @@ def _require_sown(name: str, make: Callable[..., Op], initializer: str) -> None:
                 tuple[Array, PyTree], op.apply({"params": params}, x, weight, mutable=[PATTERNS])
             )
 
-        return executed_patterns(lambda x: apply(x)[0], required=False)(x)[0], apply(x)[1]
+        return executed_patterns(lambda x: apply(x)[0], required=False, smooth="ignore")(x)[
+            0
+        ], apply(x)[1]
 
     found, sown = jax.eval_shape(counts)
     seen = sum(leaf.shape[1] for leaf in jax.tree.leaves(sown))
     if found.shape[1] != seen:
         raise InputError(
-            f"operator {name} has {found.shape[1]} ReLU outputs, of which {seen} are sown: call "
+            f"operator {name} has {found.shape[1]} neurons, of which {seen} are sown: call "
             "tenas_jax.networks.ops.relu in it"
         )
 

@@ -357,7 +357,7 @@ def test_bad_input_is_named(case):
 
     with pytest.raises(InputError, match=r"labels of shape \(5,\) for 6 samples: give one"):
         trace(grad_norm, x[0], labels[0, :5])
-    with pytest.raises(InputError, match=r"shape \(6, 3, 1\): they have to be \[n, classes\]"):
+    with pytest.raises(InputError, match=r"shape \(6, 3, 1\): it must return one array"):
         trace(snip, x[0], labels[0], apply_fn=lambda params, x: mlp(params, x)[..., None])
     with pytest.raises(InputError, match="ZiCo of 1 batch has no deviation: give 2 or more"):
         trace(zico, x[:1], labels[:1])

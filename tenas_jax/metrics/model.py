@@ -1,0 +1,174 @@
+"""What metrics of gradients take of a model: its weights, told from biases by name, and logits."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from tenas_jax.errors import InputError
+from tenas_jax.numerics import require_numbers
+
+ApplyFn = Callable[[PyTree, Any], Float[Array, "n classes"]]
+Select = Callable[[tuple[Any, ...]], bool]
+
+# Flax, Equinox and PyTorch: `bias`, `bias_hh`; Haiku: `b`, and `offset` of normalizations, which
+# Keras calls `beta`. By hand: `b1`, `b_out`, `conv_b`. Not `lora_b`, a factor of a matrix.
+_BIAS = re.compile(r"(?i:.*bias.*)|b\d*|b_\w+|(?!lora_)(.*_)?(b|beta|offset)")
+# Names that a list of weights has, where the position says nothing.
+_WEIGHT = re.compile(r"(?i:.*(kernel|weight|embed).*)|[wW]\d*|[wW]_\w+|.*_[wW]|gamma|scale")
+# Attributes by which Flax boxes an array.
+_BOXES = ("value", "raw_value")
+
+
+def is_weight(path: tuple[Any, ...]) -> bool:
+    """Whether a parameter is a weight, not a bias, by the last name on its path.
+
+    The original differentiates what has `weight` in its name: convolution kernels, scales of batch
+    normalizations and the classifier's kernel (`lib/procedures/ntk.py`, line 46). Biases are `bias`
+    and what has it in its name, `b` and such as `b1`, `b_out` and `conv_b`, and `offset` and `beta`
+    of normalizations. Positions in lists, and the `value` in which Flax NNX boxes an array, are no
+    names; those of nested dictionaries may be joined by `/` or `.`, or be tuples.
+
+    Args:
+        path: as `jax.tree_util.tree_leaves_with_path` gives it.
+
+    Raises:
+        InputError: there is no name, or it is that of a list in which there may be both.
+
+    Example:
+        >>> params = {"linear": {"w": 1.0, "b": 0.0}}  # Haiku
+        >>> [is_weight(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        [False, True]
+        >>> is_weight((jax.tree_util.SequenceKey(0), jax.tree_util.SequenceKey(1)))
+        Traceback (most recent call last):
+        ...
+        tenas_jax.errors.InputError: no name tells whether the parameter [0][1] is a weight or a \
+bias: name it, or give select=, such as select=lambda path: path[-1].idx == 0
+    """
+    names = [name for key in path for name in _names(key)]
+    named = len(names)
+    while named and (not names[named - 1] or names[named - 1].isdecimal()):
+        named -= 1
+    name = names[named - 1] if named else ""
+    if _BIAS.fullmatch(name):
+        return False
+    if not name or (named < len(names) and not _WEIGHT.fullmatch(name)):
+        raise InputError(
+            f"no name tells whether the parameter {jax.tree_util.keystr(path)} is a weight or a "
+            "bias: name it, or give select=, such as select=lambda path: path[-1].idx == 0"
+        )
+    return True
+
+
+def select_leaves(tree: PyTree, select: Select) -> list[Array]:
+    """The leaves of a tree at selected paths, in single precision at least.
+
+    Args:
+        tree: of parameters or their gradients.
+        select: whether the leaf at a path is selected.
+
+    Raises:
+        InputError: none is selected.
+
+    Example:
+        >>> select_leaves({"kernel": jnp.float16(2), "bias": 1.0}, is_weight)
+        [Array(2., dtype=float32)]
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    selected = [leaf for path, leaf in leaves if select(path)]
+    if not selected:
+        raise InputError("no parameter is selected: a metric of gradients needs at least one")
+    return [jnp.asarray(leaf, at_least_single(jnp.result_type(leaf))) for leaf in selected]
+
+
+def at_least_single(dtype: Any) -> Any:
+    """The data type for sums, products and eigenvalues of values of this type.
+
+    Example:
+        >>> print(at_least_single(jnp.bfloat16))
+        float32
+    """
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def require_weights(params: PyTree, select: Select) -> None:
+    """Refuse parameters that a metric of gradients cannot take.
+
+    Args:
+        params: parameters, a pytree of arrays.
+        select: whether the parameter at a path takes part.
+
+    Raises:
+        InputError: none is selected, one is that is not of real floating-point numbers, or a leaf
+            holds NaN or is no array.
+
+    Example:
+        >>> require_weights({"kernel": 2.0, "step": 1}, is_weight)
+        Traceback (most recent call last):
+        ...
+        tenas_jax.errors.InputError: params['step'] is int32, and a gradient needs real \
+floating-point numbers: leave it out by select=, or close over it
+    """
+    require_numbers(params=params)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        kind = getattr(leaf, "dtype", None) or jnp.result_type(leaf)
+        if select(path) and not jnp.issubdtype(kind, jnp.floating):
+            raise InputError(
+                f"params{jax.tree_util.keystr(path)} is {kind}, and a gradient needs real "
+                "floating-point numbers: leave it out by select=, or close over it"
+            )
+    select_leaves(params, select)
+
+
+def require_outputs(outputs: Any) -> None:
+    """Refuse outputs of a model that are not an array of real numbers.
+
+    Raises:
+        InputError: they are something else, or there are none.
+
+    Example:
+        >>> require_outputs(jnp.ones((2, 3), complex))
+        Traceback (most recent call last):
+        ...
+        tenas_jax.errors.InputError: apply_fn returns complex64: it must return real \
+floating-point numbers
+    """
+    if not isinstance(outputs, jax.Array):
+        raise InputError(f"apply_fn returns {type(outputs).__name__}: it must return one array")
+    if not jnp.issubdtype(outputs.dtype, jnp.floating):
+        raise InputError(
+            f"apply_fn returns {outputs.dtype}: it must return real floating-point numbers"
+        )
+    if not outputs.size:
+        raise InputError(f"apply_fn returns shape {outputs.shape}: give it at least one sample")
+
+
+def require_logits(outputs: Any) -> None:
+    """Refuse outputs of a model that are not one matrix [n, classes] of real numbers.
+
+    Raises:
+        InputError: they are something else, or there are none.
+
+    Example:
+        >>> require_logits(jnp.ones(3))
+        Traceback (most recent call last):
+        ...
+        tenas_jax.errors.InputError: apply_fn returns shape (3,): it must return one array \
+[n, classes]
+    """
+    if not isinstance(outputs, jax.Array) or outputs.ndim != 2:
+        kind = f"shape {outputs.shape}" if hasattr(outputs, "shape") else type(outputs).__name__
+        raise InputError(f"apply_fn returns {kind}: it must return one array [n, classes]")
+    require_outputs(outputs)
+
+
+def _names(key: Any) -> list[str]:
+    """The names in an entry of a path; positions are decimal."""
+    if isinstance(key, jax.tree_util.GetAttrKey):
+        return [] if key.name in _BOXES else [key.name]
+    entry = getattr(key, "key", getattr(key, "idx", key))
+    parts = entry if isinstance(entry, tuple) else (entry,)
+    return [name for part in parts for name in re.split(r"[/.]", str(part))]
