@@ -20,7 +20,10 @@ from tenas_jax.architectures.space import Masks, SearchSpace
 from tenas_jax.configs import CUSTOM, PRESETS
 from tenas_jax.data.images import ImageSet, image_set, load_images
 from tenas_jax.errors import InputError
+from tenas_jax.host.files import require_local
+from tenas_jax.host.locks import locked
 from tenas_jax.host.processes import is_main
+from tenas_jax.host.reproducibility import pinned
 from tenas_jax.metrics.draw import Draw
 from tenas_jax.metrics.model import ApplyFn, Select, is_weight
 from tenas_jax.metrics.registry import METRICS, Metric, distinct, get_metrics
@@ -62,8 +65,9 @@ def search(
         image_count: how many images are sampled from a source; None: as many as in the preset.
         seed: of the weights and of the choice of images.
         metrics: names separated by commas, or a sequence of names and `Metric` objects.
-        workdir: folder of the search's files, from which an interrupted search can be resumed;
-            None: files are kept only if the search is interrupted.
+        workdir: folder of the search's files, from which an interrupted search can be resumed; it
+            is locked for the time of the search. None: files are kept only if the search is
+            interrupted.
         resume: True: the folder must hold this search already; False: it must not; None: it may.
         devices: rows of measurements are shared among them; None: all of JAX's.
         progress: whether to show a bar, or a function that is called with the `Progress`.
@@ -98,6 +102,7 @@ def search(
         )
 
 
+@pinned()
 def search_problem(
     problem: Problem,
     images: ImageSet,
@@ -205,6 +210,7 @@ def score(
         )
 
 
+@pinned()
 def score_problem(
     problem: Problem,
     masks: Masks,
@@ -483,7 +489,9 @@ def _replaced(config: Any, prefix: str, changes: Mapping[str, Any]) -> Any:
 def _folder(workdir: str | Path | None) -> Iterator[Path]:
     """The work directory, or a temporary one that is kept only if the search is interrupted."""
     if workdir is not None:
-        yield Path(workdir)
+        require_local(workdir)
+        with locked(Path(workdir), flag="workdir"):
+            yield Path(workdir)
         return
     folder = Path(tempfile.mkdtemp(prefix="tenas-"))
     try:

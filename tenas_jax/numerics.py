@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import PyTree
+from jaxtyping import Array, Key, PyTree
 
 from tenas_jax.errors import InputError
 
@@ -12,6 +12,21 @@ from tenas_jax.errors import InputError
 # number of thousands needs them all.
 PRECISION = lax.Precision.HIGHEST
 MAX_SEED = 2**32 - 1
+PRNG = "threefry2x32"  # whatever JAX's default is, now or later
+
+
+def random_key(seed: int) -> Key[Array, ""]:
+    """The random key of a seed, of the generator that all numbers are drawn with.
+
+    Args:
+        seed: from 0 to `MAX_SEED`.
+
+    Example:
+        >>> with jax.default_prng_impl("rbg"):
+        ...     jax.random.key_impl(random_key(0))
+        'threefry2x32'
+    """
+    return jax.random.key(seed, impl=PRNG)
 
 
 def require_arrays(**trees: PyTree) -> None:

@@ -8,6 +8,7 @@ import tenas_jax
 from tenas_jax.cli.terminal import complain
 from tenas_jax.errors import InputError
 from tenas_jax.host.processes import LostProcess, leave
+from tenas_jax.host.reproducibility import pinned
 
 COMMANDS = {
     "search": "find an architecture",
@@ -52,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("tenas_jax", tenas_jax.__version__)
         elif command in COMMANDS:
             module = import_module(f"tenas_jax.cli.{command}")
-            return leave(module.run(arguments))
+            with pinned():
+                return leave(module.run(arguments))
         else:
             raise InputError(f"unknown command {command!r}: choose one of {', '.join(COMMANDS)}")
     except InputError as error:

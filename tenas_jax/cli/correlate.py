@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tenas_jax.cli.terminal import parse, run_interruptibly
-from tenas_jax.errors import InputError
+from tenas_jax.errors import InputError, first_line
 from tenas_jax.metrics.registry import METRICS, get_metric
 from tenas_jax.searching.progress import progress_bar, say
 
@@ -160,6 +160,7 @@ def _correlate(options: CorrelateOptions) -> None:
 def _read_scores(options: CorrelateOptions) -> "Architectures":
     from tenas_jax.analysis.nasbench import read_architectures
 
+    _require_undamaged(options.scores)
     chosen = options.metric_names and dict.fromkeys(options.metric_names + options.sum_members)
     scored = read_architectures(options.scores, "genotype", list(chosen))
     for name in scored.columns:
@@ -172,6 +173,21 @@ def _read_scores(options: CorrelateOptions) -> "Architectures":
         if name not in scored.columns:
             raise InputError(f"{options.scores} has no column {name!r}: leave it out of --sums")
     return scored
+
+
+def _require_undamaged(scores: Path) -> None:
+    """Compare a file with its checksum, where `tenas score` has left one beside it."""
+    from tenas_jax.host.sums import SUMS, require_sums
+
+    sums = scores.parent / SUMS
+    try:
+        if sums.exists():
+            require_sums(scores.parent)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{scores} is damaged or edited ({first_line(error)}): write it again by tenas score "
+            f"--resume, or delete {sums} to use it as it is"
+        ) from error
 
 
 def _join(

@@ -67,7 +67,7 @@ def run(argv: Sequence[str]) -> int:
         make_network,
     )
 
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     training = load_training(options.folder)
     recipe = dataclasses.replace(
         training.recipe, data_dir=options.data_dir or training.recipe.data_dir

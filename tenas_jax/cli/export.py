@@ -66,7 +66,7 @@ def run(argv: Sequence[str]) -> int:
 
     if options.output.exists():
         raise InputError(f"{options.output} exists: choose another --output")
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     training = load_training(options.folder)
     network = make_network(training.genotype, training.recipe)
     like = abstract_variables(network, training.recipe)

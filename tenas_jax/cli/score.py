@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -20,6 +20,7 @@ from tenas_jax.cli.terminal import parse
 from tenas_jax.configs import PRESETS
 from tenas_jax.errors import InputError
 from tenas_jax.host.devices import Machine
+from tenas_jax.host.locks import locked
 from tenas_jax.host.processes import exchange, part, shared_errors
 from tenas_jax.metrics.registry import METRICS
 from tenas_jax.searching.config import SearchConfig
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from tenas_jax.searching.problem import Problem
 
 FILE = "scores.csv"
+# Where a preset has its own values, which are for searches.
+DEFAULTS: dict[str, Any] = {"metrics": ",".join(METRICS), "repeats": 1}
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,17 @@ class ScoreOptions:
     all: tyro.conf.FlagCreatePairsOff[bool] = False
     """All architectures of the space."""
     workdir: Path | None = None
-    """Folder of scores.csv and its trace; None is tenas-runs/PRESET-scores-seedN, or SPACE-..."""
+    """Folder of scores.csv and its trace; None is tenas-runs/PRESET-scores-seedN-..., or SPACE-...,
+    with a digest of the architectures and of the flags that change the preset."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Go on with the interrupted run in the work directory."""
     machine: Annotated[Machine, tyro.conf.arg(name="")] = field(default_factory=Machine)
+
+    @property
+    def architectures(self) -> dict[str, Any]:
+        """What is scored, as JSON values."""
+        file = None if self.file is None else str(self.file)
+        return {"genotypes": self.genotypes, "file": file, "sample": self.sample, "all": self.all}
 
     def __post_init__(self) -> None:
         given = [bool(self.genotypes), self.file is not None, self.sample is not None, self.all]
@@ -77,7 +87,9 @@ def run(argv: Sequence[str]) -> int:
     from tenas_jax.searching.problem import look_up
 
     problem = look_up(options.config)
-    workdir = options.workdir or default_workdir(preset, problem, "-scores")
+    workdir = options.workdir or default_workdir(
+        preset, problem, suffix="-scores", defaults=DEFAULTS, choices=options.architectures
+    )
     return run_resumably("score", argv, workdir, lambda: _score(preset, options, problem, workdir))
 
 
@@ -100,7 +112,7 @@ def parse_score(argv: Sequence[str]) -> tuple[str, ScoreOptions]:
     """
     # A genotype may come first as well.
     preset, config, words = split_preset(argv, named=bool(argv) and argv[0] in PRESETS)
-    config = dataclasses.replace(config, metrics=",".join(METRICS), repeats=1)
+    config = dataclasses.replace(config, **DEFAULTS)
     metrics = "\n\n".join(
         f"{metric.name}: {metric.label} ({metric.source}), "
         f"{'higher' if metric.direction > 0 else 'lower'} is better"
@@ -133,7 +145,7 @@ def _score(preset: str, options: ScoreOptions, problem: "Problem", workdir: Path
         f"{preset}: {len(masks)} architectures of {problem.space.name}, {len(images.images)} "
         f"images of {config.data}, {api.describe_devices(devices)}, {config.repeats} repeats each",
     )
-    with show_progress(console) as progress:
+    with locked(workdir, flag="--workdir"), show_progress(console) as progress:
         api.score_problem(
             problem,
             masks,

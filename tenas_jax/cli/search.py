@@ -17,6 +17,7 @@ from tenas_jax.cli.session import (
 from tenas_jax.cli.terminal import parse
 from tenas_jax.errors import InputError
 from tenas_jax.host.devices import Machine
+from tenas_jax.host.locks import locked
 from tenas_jax.host.processes import is_main, part, shared_errors
 from tenas_jax.searching.config import SearchConfig
 
@@ -30,7 +31,8 @@ class SearchOptions:
 
     config: Annotated[SearchConfig, tyro.conf.arg(name="")]
     workdir: Path | None = None
-    """Folder of the search's files; None is tenas-runs/PRESET-seedN, or SPACE-seedN."""
+    """Folder of the search's files; None is tenas-runs/PRESET-seedN, or SPACE-seedN, with a digest
+    of the flags that change the preset."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Go on with the interrupted search in the work directory."""
     accuracy_table: Path | None = None
@@ -115,23 +117,24 @@ def _search(preset: str, options: SearchOptions, problem: "Problem", workdir: Pa
         f"{preset}: space {problem.space.name}, {len(images.images)} images of {config.data}, "
         f"{api.describe_devices(devices)}, {describe(problem)}",
     )
-    with show_progress(console) as progress:
-        result = api.search_problem(
-            problem,
-            images,
-            workdir=workdir,
-            resume=options.resume,
-            devices=devices,
-            progress=progress,
-            preset=preset,
-        )
-    main = is_main()
-    part()
-    if not main:
-        return
-    from tenas_jax.analysis import report  # its plots take long to import
+    with locked(workdir, flag="--workdir"):
+        with show_progress(console) as progress:
+            result = api.search_problem(
+                problem,
+                images,
+                workdir=workdir,
+                resume=options.resume,
+                devices=devices,
+                progress=progress,
+                preset=preset,
+            )
+        main = is_main()
+        part()
+        if not main:
+            return
+        from tenas_jax.analysis import report  # its plots take long to import
 
-    report.write_plots(result.content, result.space, result.mask, workdir)
+        report.write_plots(result.content, result.space, result.mask, workdir)
     console.print(report.summary(result.content))
     say(console, f"genotype {result.genotype}")
     if table is not None:

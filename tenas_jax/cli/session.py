@@ -1,12 +1,14 @@
 """What `tenas search` and `tenas score` share: presets, devices, images."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 from rich.console import Console
 
+from tenas_jax.cli.folders import changed_fields, default_folder
 from tenas_jax.cli.terminal import how_to_go_on, run_interruptibly
 from tenas_jax.configs import CUSTOM, DEFAULT_PRESET, PRESETS, get_preset, summary
 from tenas_jax.host.devices import Machine, configure_jax
@@ -64,10 +66,29 @@ def list_presets() -> str:
     )
 
 
-def default_workdir(preset: str, problem: "Problem", suffix: str = "") -> Path:
-    """Where the files of a run are if the user does not say."""
-    name = problem.space.name if preset == CUSTOM else preset.replace(":", "-")
-    return Path("tenas-runs") / f"{name}{suffix}-seed{problem.config.seed}"
+def default_workdir(
+    preset: str,
+    problem: "Problem",
+    *,
+    suffix: str = "",
+    defaults: Mapping[str, Any] | None = None,
+    choices: Mapping[str, Any] | None = None,
+) -> Path:
+    """Where the files of a run are if the user does not say.
+
+    Args:
+        preset: its preset.
+        problem: what is measured.
+        suffix: of the name.
+        defaults: where the command's defaults are not those of the preset, fields by name.
+        choices: what decides the outcome besides the configuration, JSON values.
+    """
+    config = problem.config
+    name = problem.space.name if preset == CUSTOM else preset
+    default = SearchConfig(space=config.space) if preset == CUSTOM else get_preset(preset)
+    default = dataclasses.replace(default, **(defaults or {}))
+    changes = {**changed_fields(config, default), **(choices or {})}
+    return default_folder(name + suffix, config.seed, changes)
 
 
 def run_resumably(

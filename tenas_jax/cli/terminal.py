@@ -1,18 +1,21 @@
 """What all commands share: flags, interruptions, and errors in a line."""
 
 import contextlib
+import dataclasses
 import io
 import itertools
 import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
 import tyro
 
 from tenas_jax.errors import InputError
+from tenas_jax.host.files import require_local
 
 Options = TypeVar("Options")
 
@@ -66,6 +69,7 @@ def parse(
                 description=description,
                 **given,
             )
+            _require_local_paths(parsed)
             return parsed
     except SystemExit as exit:
         if exit.code == 0:
@@ -139,6 +143,15 @@ def complain(text: str) -> None:
         text: what is wrong, and what would be right.
     """
     print("tenas:", " ".join(text.split()), file=sys.stderr)
+
+
+def _require_local_paths(options: Any) -> None:
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if dataclasses.is_dataclass(value):
+            _require_local_paths(value)
+        elif isinstance(value, Path):
+            require_local(value)
 
 
 def _one_line(exit: SystemExit, box: str, command: str) -> InputError:

@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from rich.console import Console
 
+from tenas_jax.cli.folders import changed_fields, default_folder
 from tenas_jax.cli.terminal import Terminated, complain, exit_code, how_to_go_on, parse, terminable
 from tenas_jax.errors import InputError
 from tenas_jax.host.devices import Machine, configure_jax
+from tenas_jax.host.locks import locked
 from tenas_jax.host.processes import is_main, shared_errors
 from tenas_jax.searching.progress import progress_bar, say
 from tenas_jax.training.recipes import RECIPES, Recipe, get_recipe
 
 if TYPE_CHECKING:
+    from tenas_jax.architectures.space import SearchSpace
     from tenas_jax.training.loop import Progress
 
 DEFAULT_RECIPES = {"nas-bench-201": "nas-bench-201", "darts": "cifar10"}  # by search space
@@ -34,7 +37,8 @@ class TrainOptions:
     recipe: str
     """What other flags default to: cifar10, cifar100, imagenet or nas-bench-201."""
     output: Path | None = None
-    """Folder for checkpoints and metrics; None is tenas-runs/train-RECIPE-seedN."""
+    """Folder for checkpoints and metrics; None is tenas-runs/train-RECIPE-seedN-..., with a digest
+    of the architecture and of the flags that change the recipe."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Go on with the interrupted training in the output folder."""
     log_every: int = 50
@@ -71,11 +75,18 @@ def run(argv: Sequence[str]) -> int:
         InputError: the words, the data or the output folder cannot be used.
     """
     architecture, options = parse_train(argv)
-    default_name = f"train-{options.recipe}-seed{options.config.seed}"
-    output = options.output or Path("tenas-runs") / default_name
+    # Words that cannot be understood and --help need not wait for what this imports.
+    from tenas_jax.spaces.registry import load_genotype
+
+    space, mask = load_genotype(architecture)
+    genotype = space.to_string(mask)
+    changes = {"genotype": genotype, **changed_fields(options.config, get_recipe(options.recipe))}
+    output = options.output or default_folder(
+        f"train-{options.recipe}", options.config.seed, changes
+    )
     try:
         with terminable():
-            code = _train(architecture, options, output)
+            code = _train(space, genotype, options, output)
     except (KeyboardInterrupt, Terminated) as interruption:
         code = exit_code(interruption)
     if code:
@@ -185,27 +196,23 @@ def show_progress(console: Console) -> "Iterator[Callable[[Progress], None]]":
         yield update
 
 
-def _train(architecture: str, options: TrainOptions, output: Path) -> int:
-    # Bad flags and --help need not wait for what these import.
+def _train(space: "SearchSpace", genotype: str, options: TrainOptions, output: Path) -> int:
     from tenas_jax.data.labeled import load_split
-    from tenas_jax.host.files import write_json
-    from tenas_jax.spaces.registry import get_space, load_genotype
+    from tenas_jax.spaces.registry import get_space
     from tenas_jax.training import loop
-    from tenas_jax.training.folder import epoch_records, open_output, training_of
+    from tenas_jax.training.folder import open_output, training_of
     from tenas_jax.training.steps import make_mesh, make_network
 
     recipe = options.config
-    space, mask = load_genotype(architecture)
     if space.name != get_space(recipe.space).name:
         names = [name for name, each in RECIPES.items() if each.space == space.name]
         raise InputError(
             f"the architecture is of {space.name}, recipe {options.recipe} for {recipe.space}: "
             f"use --recipe {' or '.join(names) or 'module:object, a Recipe of your own'}"
         )
-    genotype = space.to_string(mask)
     make_network(genotype, recipe)  # raises if there is no such network
     # Of its warnings none is for the user.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     devices = configure_jax(options.machine)
     make_mesh(devices, recipe.batch_size)  # raises if they cannot share it
     console = Console(quiet=not is_main())
@@ -215,34 +222,55 @@ def _train(architecture: str, options: TrainOptions, output: Path) -> int:
             recipe, lambda done, total: bar.update(task, completed=done, total=total)
         )
     training = training_of(genotype, recipe, split)
-    open_output(output, training, resume=options.resume)
     say(
         console,
         f"{options.recipe}: {genotype}, {split.train.count} images to train on and "
         f"{split.test.count} to evaluate on, {len(devices)} x {devices[0].device_kind}",
     )
-    with interruptible() as interruption, show_progress(console) as progress:
-        finished = loop.fit(
-            training,
-            split,
-            devices,
-            output,
-            schedule=loop.Schedule(options.log_every, options.checkpoint_every, options.keep_last),
-            stopped=lambda: interruption.number is not None,
-            progress=progress,
-        )
-    if not finished:
-        # In a cluster another process may have been asked.
-        return 128 + (interruption.number or signal.SIGTERM)
-    if is_main():
-        records = epoch_records(output)
-        # Of equals the last, as for the checkpoints.
-        best = max(reversed(records), key=lambda record: record["test_accuracy"])
-        result = {"genotype": genotype, "recipe": options.recipe, "last": records[-1], "best": best}
-        write_json(output / "result.json", result)
-        say(
-            console,
-            f"test accuracy {records[-1]['test_accuracy']:.2%} at the end, at best "
-            f"{best['test_accuracy']:.2%} after epoch {best['epoch']}; files are in {output}",
-        )
+    with locked(output, flag="--output"):
+        open_output(output, training, resume=options.resume)
+        with interruptible() as interruption, show_progress(console) as progress:
+            finished = loop.fit(
+                training,
+                split,
+                devices,
+                output,
+                schedule=loop.Schedule(
+                    options.log_every, options.checkpoint_every, options.keep_last
+                ),
+                stopped=lambda: interruption.number is not None,
+                progress=progress,
+            )
+        if not finished:
+            # In a cluster another process may have been asked.
+            return 128 + (interruption.number or signal.SIGTERM)
+        if is_main():
+            write_result(output, options.recipe, console)
     return 0
+
+
+def write_result(output: Path, recipe: str, console: Console) -> None:
+    """Write `result.json` of a finished training, and say what it says.
+
+    Args:
+        output: its folder.
+        recipe: the name of its recipe.
+        console: where to print.
+
+    Raises:
+        InputError: its metrics are damaged, or the file cannot be written.
+    """
+    from tenas_jax.host.files import write_json
+    from tenas_jax.training.folder import epoch_records, load_training
+
+    records = epoch_records(output)
+    # Of equals the last, as for the checkpoints.
+    best = max(reversed(records), key=lambda record: record["test_accuracy"])
+    genotype = load_training(output).genotype
+    result = {"genotype": genotype, "recipe": recipe, "last": records[-1], "best": best}
+    write_json(output / "result.json", result)
+    say(
+        console,
+        f"test accuracy {records[-1]['test_accuracy']:.2%} at the end, at best "
+        f"{best['test_accuracy']:.2%} after epoch {best['epoch']}; files are in {output}",
+    )

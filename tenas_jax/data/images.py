@@ -25,6 +25,7 @@ from tenas_jax.data.normalization import (
 )
 from tenas_jax.data.tfds import tfds_builder
 from tenas_jax.errors import InputError, first_line
+from tenas_jax.host.files import require_local
 
 # The color photographs of everyday scenes that are files of the scikit-image wheel, so that
 # reading them needs no network. The right-hand motorcycle is left out: it repeats the left one.
@@ -103,6 +104,7 @@ def load_images(
         (4, 16, 16, 3)
     """
     kind, _, argument = source.partition(":")
+    require_local(argument if kind in ("npz", "folder") else source)
     if channels not in (1, 3) and kind != "npz":
         raise InputError(
             f"image source {source!r} has 1 (gray) or 3 (color) channels, not {channels}: "

@@ -23,6 +23,7 @@ from tenas_jax.data.normalization import (
 )
 from tenas_jax.data.tfds import tfds_builder
 from tenas_jax.errors import InputError
+from tenas_jax.host.files import require_local
 
 IN_MEMORY = 4 << 30  # bytes; of larger data sets each batch is read when it is due
 HELD_OUT = 6  # one image of so many, as in CIFAR
@@ -261,6 +262,7 @@ def _place(images: LabeledImages, row: Int[np.ndarray, " n"], sharding: NamedSha
 
 def _parse(source: str) -> tuple[str, str]:
     kind, _, name = source.partition(":")
+    require_local(name if kind in _OPEN else source)
     if kind not in (*_OPEN, "tfds") or not name:
         raise InputError(
             f"unknown source of labeled images {source!r}: use npz:PATH, folder:PATH or tfds:NAME"

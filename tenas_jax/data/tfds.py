@@ -38,6 +38,7 @@ def tfds_builder(name: str, data_dir: str | None, *, at_random: bool = False) ->
         AssertionError,  # an unknown version; a data set to be downloaded by hand
         ImportError,
         OSError,
+        RuntimeError,  # around what a remote data_dir raises
         ValueError,  # an unknown configuration
         tfds.download.DownloadError,
     ) as error:

@@ -2,10 +2,14 @@ from .devices import Machine as Machine
 from .devices import configure_jax as configure_jax
 from .files import file_errors as file_errors
 from .files import read_json as read_json
+from .files import require_local as require_local
 from .files import whole_file as whole_file
 from .files import write_json as write_json
+from .locks import locked as locked
 from .processes import LostProcess as LostProcess
 from .processes import exchange as exchange
 from .processes import is_main as is_main
 from .programs import traced as traced
 from .programs import versions as versions
+from .reproducibility import environment as environment
+from .reproducibility import pinned as pinned

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import tyro
 
 from tenas_jax.errors import InputError
+from tenas_jax.host.files import require_local
 from tenas_jax.host.processes import join
 
 NO_CACHE = "none"
@@ -46,6 +47,7 @@ class Machine:
     """Which process this is, from 0; None asks the cluster's environment."""
 
     def __post_init__(self) -> None:
+        require_local(self.compilation_cache)
         address, count, index = self.coordinator_address, self.process_count, self.process_id
         if self.devices is not None and self.devices < 1:
             raise InputError(f"devices must be at least 1, not {self.devices}")

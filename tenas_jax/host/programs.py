@@ -18,7 +18,7 @@ from jax import export
 
 import tenas_jax
 
-PACKAGES = ("jax", "jaxlib", "flax", "neural-tangents", "numpy")
+PACKAGES = ("jax", "jaxlib", "flax", "neural-tangents", "numpy", "optax")
 
 
 def traced(function: jax.stages.Wrapped, identity: str | None, *arguments: Any) -> export.Exported:
@@ -66,7 +66,7 @@ def versions() -> dict[str, str]:
 
     Example:
         >>> sorted(versions())
-        ['flax', 'jax', 'jaxlib', 'neural-tangents', 'numpy', 'python', 'tenas_jax']
+        ['flax', 'jax', 'jaxlib', 'neural-tangents', 'numpy', 'optax', 'python', 'tenas_jax']
     """
     packages = {name: metadata.version(name) for name in PACKAGES}
     return {**packages, "python": platform.python_version(), "tenas_jax": tenas_jax.__version__}

@@ -3,7 +3,6 @@
 from functools import cached_property
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
@@ -12,6 +11,7 @@ from tenas_jax.metrics.activations import executed_patterns
 from tenas_jax.metrics.model import ApplyFn, Select, is_weight, require_weights
 from tenas_jax.metrics.ntk import empirical_ntk
 from tenas_jax.metrics.proxies import loss_gradient
+from tenas_jax.numerics import random_key
 
 
 class Draw:
@@ -55,7 +55,7 @@ class Draw:
     ) -> None:
         self._given = {"params": params, "x": x, "labels": labels, "second_batch": second_batch}
         self.logits = apply_fn
-        self.key = jax.random.key(0) if key is None else key
+        self.key = random_key(0) if key is None else key
         self.mask = mask
         self._select, self._counting = select, counting
 

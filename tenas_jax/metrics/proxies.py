@@ -11,7 +11,7 @@ Two choices differ from the published implementations (Abdelfattah et al. 2021, 
 - A layer is one leaf of `params`, which matters where layers are not simply added up: `grad_norm`
   sums their norms, `zico` their logarithms. The supernets of this library stack the weights of
   parallel edges, so that an operator on three edges that leave one node is one layer there and
-  three in a discrete network. To tell them apart, unstack `params` and stack them in `apply_fn`.
+  three in a discrete network. `stacked=` tells them apart, in `zico` and `sum_of_norms`.
 """
 
 import math

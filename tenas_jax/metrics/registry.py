@@ -1,5 +1,6 @@
 """The metrics that architectures can be scored by: one function and one entry for each."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from tenas_jax.metrics.regions import count_linear_regions
 from tenas_jax.resolve import require_names, resolve
 
 # What a measurement says of a row besides its metrics.
-_RESERVED = ("cell", "edge", "genotype", "importance", "op", "repeat", "round")
+_RESERVED = ("cell", "crc32", "edge", "genotype", "importance", "op", "repeat", "round")
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,13 @@ class Metric:
         measure: a scalar of a `Draw`, a pure function that JAX can trace.
         label: its name in plots and tables; empty: `name`.
         source: where it comes from.
-        positive: whether all its values are positive, as logarithms of it need.
+        positive: whether all its values are positive, as logarithms of it need; 0 may be one where
+            there is nothing to measure.
         shares: what of a draw it shares with other metrics, which are then measured by one program:
             `kernel`, `patterns`, `gradient`, or a word of your own; empty: it has one alone.
         count: where a metric does not depend on a draw, a function of `(space, masks)` that returns
             an exact number for each mask; it runs on the host, instead of `measure`.
+        minimum: the smallest value that it can have; a file that says less is damaged.
 
     Raises:
         InputError: the name or the direction cannot be used, or there is no function.
@@ -57,6 +60,7 @@ class Metric:
     positive: bool = False
     shares: str = ""
     count: Callable[[SearchSpace, Masks], Any] | None = None
+    minimum: float = -math.inf
 
     def __post_init__(self) -> None:
         require_names("metric", [self.name])
@@ -70,6 +74,7 @@ class Metric:
         if not (callable(self.measure) or callable(self.count)):
             raise InputError(f"metric {self.name!r} has no function: give measure= or count=")
         object.__setattr__(self, "label", self.label or self.name)
+        object.__setattr__(self, "minimum", max(self.minimum, 0.0 if self.positive else -math.inf))
 
 
 def _zico(draw: Draw) -> Array:
@@ -108,6 +113,7 @@ KAPPA = Metric(
     "Chen et al. 2021, eq. 3",
     positive=True,
     shares="kernel",
+    minimum=1.0,
 )
 REGIONS = Metric(
     "regions",
@@ -116,6 +122,7 @@ REGIONS = Metric(
     "linear regions",
     "Chen et al. 2021, eq. 4",
     positive=True,
+    minimum=1.0,
 )
 METRICS: dict[str, Metric] = {
     metric.name: metric

@@ -8,16 +8,20 @@ import csv
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypedDict, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypedDict, cast, runtime_checkable
 
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from tenas_jax.architectures.space import Masks
+from tenas_jax.errors import InputError
 from tenas_jax.host.files import json_values, read_json, whole_file, write_json
 from tenas_jax.host.programs import versions
+from tenas_jax.host.reproducibility import environment
+from tenas_jax.host.sums import write_sums
 from tenas_jax.metrics.registry import Metric
+from tenas_jax.numerics import random_key
 from tenas_jax.searching.baselines import score
 from tenas_jax.searching.problem import Problem
 from tenas_jax.searching.rows import Found, Row, Work
@@ -79,6 +83,10 @@ class Result(TypedDict):
     versions: dict[str, str]
 
 
+# What a result says about the process that made it; all else follows from the trace.
+PROVENANCE = {"seconds", "device", "versions"}
+
+
 def run_search(
     problem: Problem,
     scorer: Scorer,
@@ -95,7 +103,7 @@ def run_search(
     In the work directory `config.json` says what is searched, `trace.jsonl` grows by a line per
     measurement, after each round by a line per candidate with its differences and their standard
     errors, and `result.json` is written at the end. A finished search that is resumed measures
-    nothing.
+    nothing; its result is derived from the trace once more and compared with the file.
 
     Args:
         problem: what is searched.
@@ -114,17 +122,19 @@ def run_search(
 
     Raises:
         InputError: the work directory holds another search, holds one and `resume` is false, holds
-            none and it is true, or cannot be written.
+            none and it is true, holds a result that does not follow from its trace, or cannot be
+            written.
     """
     started = time.perf_counter()
     config, strategy = problem.config, get_strategy(problem.config.strategy)
-    open_workdir(workdir, search_settings(problem, preset, data_fingerprint), resume=resume)
-    finished = workdir / "result.json"
+    settings = search_settings(problem, preset, data_fingerprint)
+    open_workdir(workdir, settings, resume=resume)
+    finished, stored = workdir / "result.json", None
+    remedy = "delete it, and --resume derives it from trace.jsonl again"
     if finished.exists():
-        stored: Result = read_json(finished)
-        return stored
+        stored = read_json(finished, remedy=remedy)
 
-    run = run_strategy(strategy(problem), config.seed, scorer, workdir, progress=progress)
+    run = run_strategy(strategy(problem), scorer, workdir, settings, progress=progress)
     found: Found = run.outcome
     result = Result(
         preset=preset,
@@ -143,8 +153,12 @@ def run_search(
         device=device,
         versions=versions(),
     )
-    write_json(finished, result)
-    return result
+    if stored is None:
+        write_json(finished, result)
+        return result
+    if any(stored.get(name) != result[name] for name in result.keys() - PROVENANCE):  # type: ignore[literal-required]
+        raise InputError(f"{finished} is not the result of the trace beside it: {remedy}")
+    return cast(Result, stored)
 
 
 def run_scores(
@@ -159,7 +173,8 @@ def run_scores(
 ) -> Float[np.ndarray, "architecture metric"]:
     """Measure architectures and write `scores.csv`; can be resumed after any interruption.
 
-    The file has a column `genotype` and one for each metric, the means over the repeats.
+    The file has a column `genotype` and one for each metric, the means over the repeats. Its
+    checksum is in `SHA256SUMS`.
 
     Args:
         problem: what is measured.
@@ -178,14 +193,15 @@ def run_scores(
             nothing and it is true, or cannot be written.
     """
     open_workdir(workdir, settings, resume=resume)
-    strategy = score(problem, masks)
-    run = run_strategy(strategy, problem.config.seed, scorer, workdir, progress=progress)
+    run = run_strategy(score(problem, masks), scorer, workdir, settings, progress=progress)
     values: np.ndarray = run.outcome
     rows = [["genotype", *problem.directions]]
     for mask, numbers in zip(masks, values.tolist(), strict=True):
         rows.append([problem.space.to_string(mask), *map(repr, numbers)])
-    with whole_file(workdir / "scores.csv") as unfinished, open(unfinished, "w") as file:
+    path = workdir / "scores.csv"
+    with whole_file(path) as unfinished, open(unfinished, "w") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
+    write_sums(workdir, [path])
     return values
 
 
@@ -202,9 +218,9 @@ class Run(NamedTuple):
 
 def run_strategy(
     strategy: Generator[Any, Any, Any],
-    seed: int,
     scorer: Scorer,
     workdir: Path,
+    settings: Mapping[str, Any],
     *,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Run:
@@ -212,10 +228,10 @@ def run_strategy(
 
     Args:
         strategy: see `tenas_jax.searching.rows`.
-        seed: of the weights and images.
-        scorer: measures rows; it is compiled first.
+        scorer: measures rows; it is compiled before the first one.
         workdir: where the trace is, `trace.jsonl`; what it holds is not measured again.
-        progress: called after compilation, with all work and after every batch.
+        settings: what `config.json` holds, with the seed of the weights and images.
+        progress: called with all work, after compilation, and after every batch.
 
     Returns:
         What the strategy returned, and what it took.
@@ -223,26 +239,32 @@ def run_strategy(
     Raises:
         InputError: the trace is of another run, or cannot be written.
     """
-    trace = Trace(workdir / "trace.jsonl", [metric.name for metric in scorer.metrics])
-    scorer.compile()
-    compiled = time.perf_counter()
-    key = jax.random.key(seed)
+    trace = Trace(workdir / "trace.jsonl", scorer.metrics, settings)
+    key = random_key(settings["config"]["seed"])
     measurements: list[list[float]] = []
     replayed = 0
+    compiled: float | None = None
 
     def perform(work: Work) -> Float[np.ndarray, "row metric"]:
-        nonlocal replayed
+        nonlocal replayed, compiled
         before = len(measurements)
 
         def report() -> None:
             total, done = before + len(work.rows) + work.later, len(measurements)
             new = done - replayed
-            left = (time.perf_counter() - compiled) / new * (total - done) if new else None
+            left = (
+                (time.perf_counter() - compiled) / new * (total - done)
+                if compiled and new
+                else None
+            )
             progress(Progress(work.round, work.rounds, done, total, left))
 
         taken = trace.take([row.identity for row in work.rows])
         measurements.extend(taken)
         replayed += len(taken)
+        if compiled is None and len(taken) < len(work.rows):
+            scorer.compile()
+            compiled = time.perf_counter()
         report()
         for batch, values in measure(scorer, work.rows[len(taken) :], key):
             trace.append([row.identity for row in batch], values)
@@ -253,7 +275,7 @@ def run_strategy(
     outcome = _drive(strategy, perform, trace.note)
     trace.require_end()
     nonfinite = int((~np.isfinite(measurements)).any(axis=1).sum())
-    return Run(outcome, nonfinite, time.perf_counter() - compiled)
+    return Run(outcome, nonfinite, time.perf_counter() - compiled if compiled else 0.0)
 
 
 def search_settings(problem: Problem, preset: str, data_fingerprint: str) -> dict[str, Any]:
@@ -272,6 +294,7 @@ def search_settings(problem: Problem, preset: str, data_fingerprint: str) -> dic
         "data_fingerprint": data_fingerprint,
         "sources": problem.sources,
         "config": problem.config.to_dict(),
+        "environment": environment(),
     }
 
 

@@ -21,6 +21,7 @@ from tenas_jax.host.devices import compiler_options
 from tenas_jax.host.processes import gather, place
 from tenas_jax.host.programs import traced
 from tenas_jax.metrics.registry import Metric, programs
+from tenas_jax.numerics import random_key
 from tenas_jax.searching.measurement import Images, Measure, make_measure
 from tenas_jax.searching.problem import Problem
 
@@ -137,7 +138,7 @@ class SupernetScorer:
                 check_vma=False,
             )
         )
-        keys = jax.random.split(jax.random.key(0), self.batch_rows)
+        keys = jax.random.split(random_key(0), self.batch_rows)
         masks = np.zeros((self.batch_rows, *self.space.shape), bool)
         arguments = (*self._placed(keys, masks), self._images)
         identity = self._identity and repr((self._identity, [metric.name for metric in group]))

@@ -16,9 +16,14 @@ import numpy as np
 from jaxtyping import Float
 
 from tenas_jax.errors import InputError
-from tenas_jax.host.files import file_errors, json_values, read_json, write_json
+from tenas_jax.host.files import file_errors, is_number, json_values, read_json, write_json
+from tenas_jax.host.journal import Journal, append_journal, read_journal
 from tenas_jax.host.processes import exchange, is_main, shared_errors
+from tenas_jax.host.reproducibility import changes
+from tenas_jax.metrics.registry import Metric
 from tenas_jax.searching.config import SearchConfig, differences
+
+OTHER_FOLDER = "start again in another --workdir"
 
 
 def open_workdir(workdir: Path, settings: Mapping[str, Any], *, resume: bool | None) -> None:
@@ -80,7 +85,7 @@ def shared_workdir(
         _require_agreement([json.loads(each) for each in exchange(json.dumps(settings))])
         if is_main():
             open_workdir(workdir, settings, resume=resume)
-            files = _read_files(workdir)
+            files = _read_files(workdir, settings)
     files_of_main = json.loads(exchange(json.dumps(files))[0])
     if is_main():
         yield workdir
@@ -96,15 +101,17 @@ class Trace:
 
     Args:
         path: an existing file; a last line that is torn is cut off it.
-        metrics: names of the numbers in a line; its other values say what was measured.
+        metrics: the numbers in a line; its other values say what was measured.
+        settings: what `config.json` holds.
 
     Raises:
         InputError: a line other than the last is damaged, or the file cannot be used.
     """
 
-    def __init__(self, path: Path, metrics: Sequence[str]) -> None:
+    def __init__(self, path: Path, metrics: Sequence[Metric], settings: Mapping[str, Any]) -> None:
         self._path, self._metrics = path, metrics
-        self._recorded = _read_lines(path)
+        journal = _read_trace(path, settings)
+        self._recorded, self._seal = journal.records, journal.seal
         self._taken = 0
 
     def take(self, identities: Sequence[Mapping[str, Any]]) -> list[list[float]]:
@@ -117,17 +124,18 @@ class Trace:
             For each row taken its numbers, shape (rows, metrics).
 
         Raises:
-            InputError: a record is of another row.
+            InputError: a record is of another row, or has a value that a metric cannot have.
         """
         values = []
         for identity in identities[: len(self._recorded) - self._taken]:
             record = dict(self._recorded[self._taken])
-            try:
-                numbers = [float(record.pop(name)) for name in self._metrics]
-            except (KeyError, TypeError, ValueError):
-                raise self._foreign_line() from None
-            if record != identity:
+            stored = [record.pop(metric.name, None) for metric in self._metrics]
+            if record != identity or not all(
+                is_number(value) or value in ("inf", "-inf", "nan") for value in stored
+            ):
                 raise self._foreign_line()
+            numbers = list(map(float, stored))
+            self._require_possible(numbers, f"{self._path}, line {self._taken + 1}: ")
             values.append(numbers)
             self._taken += 1
         return values
@@ -142,11 +150,15 @@ class Trace:
             values: its numbers, shape (rows, metrics).
 
         Raises:
-            InputError: they cannot be written; the file is then as it was before.
+            InputError: a metric cannot have such a value, or they cannot be written; the file is
+                then as it was before.
         """
+        names = [metric.name for metric in self._metrics]
+        for row in values.tolist():
+            self._require_possible(row)
         self._write(
             [
-                {**identity, **dict(zip(self._metrics, row.tolist(), strict=True))}
+                {**identity, **dict(zip(names, row.tolist(), strict=True))}
                 for identity, row in zip(identities, values, strict=True)
             ]
         )
@@ -167,20 +179,6 @@ class Trace:
             self._taken += 1
         self._write(records[known:])
 
-    def _write(self, records: Sequence[Mapping[str, Any]]) -> None:
-        lines = "".join(json.dumps(json_values(dict(record))) + "\n" for record in records)
-        with file_errors(self._path):
-            size = self._path.stat().st_size
-            try:
-                with open(self._path, "ab") as file:
-                    file.write(lines.encode())
-                    file.flush()
-                    os.fsync(file.fileno())
-            except OSError:
-                # After closing, which writes what is left in the buffer.
-                os.truncate(self._path, size)
-                raise
-
     def require_end(self) -> None:
         """Make sure that every recorded measurement was taken.
 
@@ -190,16 +188,28 @@ class Trace:
         if self._taken < len(self._recorded):
             raise self._foreign_line()
 
+    def _write(self, records: Sequence[Mapping[str, Any]]) -> None:
+        finite = [json_values(dict(record)) for record in records]
+        self._seal = append_journal(self._path, finite, self._seal)
+
+    def _require_possible(self, values: Sequence[float], where: str = "") -> None:
+        for metric, value in zip(self._metrics, values, strict=True):
+            if value < metric.minimum:
+                raise InputError(
+                    f"{where}metric {metric.name} is {value}, but at least {metric.minimum:g} by "
+                    "its definition: correct it"
+                )
+
     def _foreign_line(self) -> InputError:
         return InputError(
             f"{self._path}, line {self._taken + 1} is not the measurement that this search makes "
-            "there: start again in another --workdir"
+            f"there: {OTHER_FOLDER}"
         )
 
 
 def _require_agreement(settings: Sequence[Mapping[str, Any]]) -> None:
     for process, theirs in enumerate(settings):
-        names = _differing(theirs, settings[0])
+        names = _differing(settings[0], theirs)
         if names:
             raise InputError(
                 f"process {process} differs from process 0 in {', '.join(names)}: "
@@ -207,48 +217,31 @@ def _require_agreement(settings: Sequence[Mapping[str, Any]]) -> None:
             )
 
 
-def _read_files(workdir: Path) -> dict[str, str]:
+def _read_files(workdir: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     # Removes what a kill left of a line, and finds damage before the others read a copy of it.
-    _read_lines(workdir / "trace.jsonl")
+    _read_trace(workdir / "trace.jsonl", settings)
     files = [workdir / name for name in ("config.json", "trace.jsonl", "result.json")]
     with file_errors(workdir):
         return {file.name: file.read_text() for file in files if file.exists()}
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    records: list[dict[str, Any]] = []
-    with file_errors(path):
-        with open(path, "rb") as file:
-            lines = file.readlines()
-        for number, line in enumerate(lines, start=1):
-            record = _parse(line)
-            if record is not None:
-                records.append(record)
-            elif number == len(lines):
-                os.truncate(path, sum(map(len, lines[:-1])))
-            else:
-                raise InputError(
-                    f"{path}, line {number} is damaged: start again in another --workdir"
-                )
-    return records
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) and line.endswith(b"\n") else None
+def _read_trace(path: Path, settings: Mapping[str, Any]) -> Journal:
+    journal = read_journal(path, settings)
+    if journal.damaged and not journal.torn:
+        remedy = f"delete it and all lines after it to measure them again, or {OTHER_FOLDER}"
+        raise journal.error(path, remedy)
+    if journal.torn:
+        with file_errors(path):
+            os.truncate(path, journal.size)
+    return journal
 
 
 def _require_same(path: Path, settings: Mapping[str, Any]) -> None:
-    stored = read_json(path)
+    stored = read_json(path, remedy=OTHER_FOLDER)
     try:
         names = _differing(stored, settings)
-    except (KeyError, TypeError, InputError):
-        raise InputError(
-            f"{path} is of another version: start again in another --workdir"
-        ) from None
+    except (KeyError, TypeError, AttributeError, InputError):
+        raise InputError(f"{path} is of another version: {OTHER_FOLDER}") from None
     if names:
         raise InputError(
             f"{path.parent} holds a search that differs in {', '.join(names)}: "
@@ -256,10 +249,9 @@ def _require_same(path: Path, settings: Mapping[str, Any]) -> None:
         )
 
 
-def _differing(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[str]:
-    names = [name for name in ("preset", "data_fingerprint") if left[name] != right[name]]
-    # An older version wrote no sources; it knew no files of users.
-    ours, theirs = (settings.get("sources", {}) for settings in (left, right))
-    names += ["the files of your modules"] if ours != theirs else []
-    configs = (SearchConfig.from_dict(settings["config"]) for settings in (left, right))
-    return [*names, *differences(*configs)]
+def _differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    names = [name for name in ("preset", "data_fingerprint") if then[name] != now[name]]
+    names += ["the files of your modules"] if then["sources"] != now["sources"] else []
+    configs = (SearchConfig.from_dict(settings["config"]) for settings in (then, now))
+    names += differences(*configs)
+    return names + changes(then["environment"], now["environment"])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tenas_jax.architectures.space import Mask, SearchSpace
 from tenas_jax.errors import InputError
-from tenas_jax.host.files import read_json
+from tenas_jax.host.files import read_json, require_local
 from tenas_jax.resolve import resolve
 from tenas_jax.spaces.darts import DARTS
 from tenas_jax.spaces.nas_bench_201 import NAS_BENCH_201
@@ -52,6 +52,7 @@ def load_genotype(text: str) -> tuple[SearchSpace, Mask]:
     for space in SPACES.values():
         if space.recognizes(text):
             return space, space.from_string(text)
+    require_local(text)
     path = Path(text) / "result.json"
     try:
         is_folder = path.parent.is_dir()
@@ -66,8 +67,8 @@ def load_genotype(text: str) -> tuple[SearchSpace, Mask]:
         raise InputError(
             f"{text} holds no result.json: name the work directory of a finished search"
         )
-    result = read_json(path)
-    if not isinstance(result, dict) or not {"space", "genotype"} <= result.keys():
+    result = read_json(path, remedy="name the genotype instead")
+    if not {"space", "genotype"} <= result.keys():
         raise InputError(f"{path} names no space and genotype: name the result of a search")
     space = get_space(result["space"])
     return space, space.from_string(result["genotype"])

@@ -2,9 +2,12 @@
 
 Orbax writes a checkpoint into a folder of another name, which it renames when everything is on the
 disk. Process 0 alone writes and reads them: the state is the same in every process.
+
+The list of the checksums of its files is written before it is renamed, and checked before it is
+read.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -23,9 +26,8 @@ from orbax.checkpoint.checkpoint_managers import (  # type: ignore[import-untype
 from tenas_jax.errors import InputError, first_line
 from tenas_jax.host.files import file_errors
 from tenas_jax.host.processes import exchange, is_main, shared_errors
+from tenas_jax.host.sums import require_sums, write_sums
 from tenas_jax.training.steps import TrainState
-
-METRIC = "test_accuracy"
 
 
 class Checkpoint(NamedTuple):
@@ -50,7 +52,7 @@ class Checkpoints:
         read_only: whether nothing is to be saved.
 
     Raises:
-        InputError: the folder cannot be used.
+        InputError: the folder cannot be used, or a checkpoint is damaged.
     """
 
     def __init__(
@@ -62,20 +64,21 @@ class Checkpoints:
         read_only: bool = False,
     ) -> None:
         self._folder, self._about = folder, dict(about)
+        self._accuracies: dict[int, float] = {}
         self._manager: ocp.CheckpointManager | None = None
-        if not is_main():
-            return
-        keep_best = preservation_policy.BestN(
-            get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False
-        )
+        with shared_errors():
+            if is_main():
+                self._open(keep_last, read_only)
+
+    def _open(self, keep_last: int, read_only: bool) -> None:
         options = ocp.CheckpointManagerOptions(
-            best_fn=_accuracy,
             preservation_policy=preservation_policy.AnyPreservationPolicy(
-                [preservation_policy.LatestN(keep_last), keep_best]
+                [preservation_policy.LatestN(keep_last), _KeepBest(self._accuracies)]
             ),
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
             create=False,  # what it cannot do where some processes take no part
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_sums),
             multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes={0}),
         )
         handlers: dict[str, ocp.CheckpointHandler] = {
@@ -83,12 +86,18 @@ class Checkpoints:
             "rest": ocp.StandardCheckpointHandler(),
             "notes": ocp.JsonCheckpointHandler(),
         }
-        with file_errors(folder):
+        with file_errors(self._folder):
             if not read_only:
-                folder.mkdir(parents=True, exist_ok=True)
+                self._folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(
-                folder.absolute(), options=options, item_handlers=handlers
+                self._folder.absolute(), options=options, item_handlers=handlers
             )
+        for step in self._manager.all_steps():
+            with self._reading(step):
+                require_sums(self._folder / str(step))
+            accuracy = self._notes(step)["test_accuracy"]
+            if accuracy is not None:
+                self._accuracies[step] = accuracy
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -113,7 +122,7 @@ class Checkpoints:
     @property
     def best(self) -> int | None:
         """The step with the highest test accuracy, if there was an evaluation."""
-        return _of_main(self._manager and self._manager.best_step())
+        return _of_main(_best(self._accuracies))
 
     def save(self, state: TrainState, log_bytes: int, test_accuracy: float | None = None) -> None:
         """Start to write a checkpoint; waits only for the one before.
@@ -126,15 +135,23 @@ class Checkpoints:
         if self._manager is None:
             return
         state = jax.device_get(state)
+        step = int(state.step)
+        notes = {
+            "about": self._about,
+            "step": step,
+            "log_bytes": log_bytes,
+            "test_accuracy": test_accuracy,
+        }
+        if test_accuracy is not None:
+            self._accuracies[step] = test_accuracy
         with _storage_errors(self._folder):
             self._manager.save(
-                int(state.step),
+                step,
                 args=ocp.args.Composite(
                     variables=ocp.args.StandardSave(state.variables),
                     rest=ocp.args.StandardSave(_rest(state)),
-                    notes=ocp.args.JsonSave({"about": self._about, "log_bytes": log_bytes}),
+                    notes=ocp.args.JsonSave(notes),
                 ),
-                metrics=None if test_accuracy is None else {METRIC: test_accuracy},
             )
 
     def restore(self, step: int, like: TrainState) -> Checkpoint:
@@ -148,21 +165,15 @@ class Checkpoints:
             The checkpoint, the same in every process.
 
         Raises:
-            InputError: it is of another training.
+            InputError: it is of another training or damaged.
         """
         like = jax.tree.map(_zeros, like)
         contents = _rest(like), like.variables, np.zeros((), np.int64)
-        with shared_errors(), _storage_errors(self._folder):
+        with shared_errors():
             if self._manager is not None:
-                notes = self._require_same(step, like.variables)
-                stored = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        variables=ocp.args.StandardRestore(like.variables),
-                        rest=ocp.args.StandardRestore(_rest(like)),
-                    ),
-                )
-                contents = stored["rest"], stored["variables"], np.array(notes["log_bytes"])
+                stored = self._read(step, variables=like.variables, rest=_rest(like))
+                log_bytes = np.array(self._notes(step)["log_bytes"])
+                contents = stored["rest"], stored["variables"], log_bytes
         rest, variables, log_bytes = multihost_utils.broadcast_one_to_all(contents)
         return Checkpoint(TrainState(variables=variables, **rest), int(log_bytes))
 
@@ -177,47 +188,88 @@ class Checkpoints:
             The variables, the same in every process.
 
         Raises:
-            InputError: they are of another training.
+            InputError: they are of another training or damaged.
         """
         variables = jax.tree.map(_zeros, like)
-        with shared_errors(), _storage_errors(self._folder):
+        with shared_errors():
             if self._manager is not None:
-                self._require_same(step, variables)
-                wanted = ocp.args.StandardRestore(variables)
-                stored = self._manager.restore(step, args=ocp.args.Composite(variables=wanted))
-                variables = stored["variables"]
+                variables = self._read(step, variables=variables)["variables"]
         return multihost_utils.broadcast_one_to_all(variables)
 
-    def _require_same(self, step: int, variables: PyTree) -> Mapping[str, Any]:
-        """The notes of a checkpoint of this training."""
+    def _read(self, step: int, **like: PyTree) -> dict[str, PyTree]:
+        """Items of a checkpoint of this training, which are those that were saved."""
         assert self._manager is not None
-        where = f"checkpoint {step} in {self._folder}"
-        stored = self._manager.restore(step, args=ocp.args.Composite(notes=ocp.args.JsonRestore()))
-        notes: Mapping[str, Any] = stored["notes"]
-        about = notes["about"]
-        names = [name for name in self._about if about.get(name) != self._about[name]]
+        notes = self._notes(step)
+        names = [name for name in self._about if notes["about"].get(name) != self._about[name]]
         if names:
             raise InputError(
-                f"{where} is of a training that differs in {', '.join(names)}: "
-                "use the folder that it was written to"
+                f"checkpoint {step} in {self._folder} is of a training that differs in "
+                f"{', '.join(names)}: use the folder that it was written to"
             )
-        shapes = _shapes(self._manager.item_metadata(step)["variables"].tree)
-        if shapes != _shapes(variables):
-            raise InputError(f"{where} is of another version of the network: train it again")
+        with self._reading(step):
+            shapes = _shapes(self._manager.item_metadata(step)["variables"].tree)
+        if shapes != _shapes(like["variables"]):
+            raise InputError(
+                f"checkpoint {step} in {self._folder} is of another version of the network: train "
+                "it again"
+            )
+        wanted = {name: ocp.args.StandardRestore(tree) for name, tree in like.items()}
+        with self._reading(step):
+            return dict(self._manager.restore(step, args=ocp.args.Composite(**wanted)).items())
+
+    def _notes(self, step: int) -> dict[str, Any]:
+        """What is noted of a checkpoint."""
+        assert self._manager is not None
+        with self._reading(step):
+            wanted = ocp.args.Composite(notes=ocp.args.JsonRestore())
+            notes: dict[str, Any] = self._manager.restore(step, args=wanted)["notes"]
+            if notes["step"] != step:
+                raise ValueError(f"they are of step {notes['step']}")
         return notes
+
+    def _write_sums(self) -> None:
+        """List the files of the checkpoint that is whole but for its name."""
+        for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*"):
+            # Those of its items: of those beside them, which say when it was written, Orbax
+            # changes one at last.
+            write_sums(unfinished, [path for path in unfinished.rglob("*/*") if path.is_file()])
+
+    @contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of damaged files Orbax raises whatever it happens to
+            raise InputError(
+                f"checkpoint {step} in {self._folder} is damaged ({first_line(error)}): delete "
+                f"{self._folder / str(step)} to go on without it"
+            ) from error
+
+
+class _KeepBest(preservation_policy.PreservationPolicy):  # type: ignore[misc]
+    """Keep the checkpoint with the highest test accuracy."""
+
+    def __init__(self, accuracies: Mapping[int, float]) -> None:
+        self._accuracies = accuracies
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """For each checkpoint whether it is kept."""
+        there = [checkpoint.step for checkpoint in checkpoints]
+        best = _best({step: a for step, a in self._accuracies.items() if step in there})
+        return [step == best for step in there]
+
+
+def _best(accuracies: Mapping[int, float]) -> int | None:
+    """Of equals the last."""
+    return max(accuracies, key=lambda step: (accuracies[step], step), default=None)
 
 
 @contextmanager
 def _storage_errors(folder: Path) -> Iterator[None]:
-    """What Orbax raises where files are missing, damaged or cannot be written, as a line."""
+    """What Orbax raises where files cannot be written, as a line."""
     try:
         yield
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"a checkpoint in {folder} is damaged or cannot be written: {first_line(error)}"
-        ) from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot write a checkpoint in {folder}: {first_line(error)}") from error
 
 
 def _zeros(like: Shaped[Array | np.ndarray, "..."] | jax.ShapeDtypeStruct) -> np.ndarray:
@@ -235,7 +287,3 @@ def _shapes(variables: PyTree) -> dict[tuple[str, ...], tuple[int, ...]]:
 def _of_main(step: int | None) -> int | None:
     text = exchange("" if step is None else str(step))[0]
     return int(text) if text else None
-
-
-def _accuracy(metrics: Mapping[str, float]) -> float:
-    return metrics[METRIC]

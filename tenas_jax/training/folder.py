@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -11,12 +12,29 @@ from jaxtyping import PyTree
 from tenas_jax.data.labeled import Split
 from tenas_jax.data.normalization import Normalization
 from tenas_jax.errors import InputError
-from tenas_jax.host.files import file_errors, read_json, write_json
+from tenas_jax.host.files import file_errors, is_number, read_json, write_json
+from tenas_jax.host.journal import Journal, read_journal
+from tenas_jax.host.locks import LOCK
 from tenas_jax.host.processes import exchange, is_main, shared_errors
+from tenas_jax.host.reproducibility import changes, environment
 from tenas_jax.training.checkpoint import Checkpoints
 from tenas_jax.training.recipes import Recipe, from_dict
 
 CONFIG_FILE, METRICS_FILE, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
+# What a line of metrics may hold, from the least to the greatest value.
+RANGES = {
+    "step": (1, math.inf),
+    "epoch": (1, math.inf),
+    "loss": (0, math.inf),
+    "accuracy": (0, 1),
+    "learning_rate": (0, math.inf),
+    "train_loss": (0, math.inf),
+    "train_accuracy": (0, 1),
+    "test_loss": (0, math.inf),
+    "test_accuracy": (0, 1),
+    "images_per_second": (0, math.inf),
+}
+OTHER_FOLDER = "train again in another --output"
 
 Which = Literal["best", "last"]
 
@@ -76,18 +94,18 @@ def open_output(folder: Path, training: Training, *, resume: bool) -> None:
 
     Raises:
         InputError: in every process, if the folder is not empty, or with `resume` holds another
-            training or none, or if processes differ.
+            training or none, or one of another environment, or if processes differ.
     """
-    about = training.about()
+    config = {**training.about(), "environment": environment()}
     with shared_errors():
-        for process, theirs in enumerate(map(json.loads, exchange(json.dumps(about)))):
-            if names := _differing(theirs, about):
+        for process, theirs in enumerate(map(json.loads, exchange(json.dumps(config)))):
+            if names := _differing(theirs, config):
                 raise InputError(
                     f"process {process} differs in {', '.join(names)}: give every process the "
                     "same words and images"
                 )
         if is_main() and resume:
-            if names := _differing(load_training(folder).about(), about):
+            if names := _differing(_read_config(folder)[1], config):
                 raise InputError(
                     f"{folder} holds a training that differs in {', '.join(names)}: give the same "
                     "values or choose another --output"
@@ -95,11 +113,11 @@ def open_output(folder: Path, training: Training, *, resume: bool) -> None:
         elif is_main():
             with file_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-                if any(folder.iterdir()):
+                if any(path.name != LOCK for path in folder.iterdir()):
                     raise InputError(
                         f"{folder} is not empty: go on with --resume or choose another --output"
                     )
-            write_json(folder / CONFIG_FILE, about)
+            write_json(folder / CONFIG_FILE, config)
 
 
 def load_training(folder: Path) -> Training:
@@ -112,12 +130,19 @@ def load_training(folder: Path) -> Training:
         The training.
 
     Raises:
-        InputError: the folder holds no training, or one of another version.
+        InputError: the folder holds no training, or one of another version, or is damaged.
     """
+    return _read_config(folder)[0]
+
+
+def _read_config(folder: Path) -> tuple[Training, dict[str, Any]]:
+    """What a folder says about its training, and the JSON values that it says it with."""
     path = folder / CONFIG_FILE
-    if not path.exists():
-        raise InputError(f"{folder} holds no training: name the --output of tenas train")
-    values = read_json(path)
+    with file_errors(folder):
+        if not path.exists():
+            raise InputError(f"{folder} holds no training: name the --output of tenas train")
+    config = read_json(path, remedy=OTHER_FOLDER)
+    values = {name: value for name, value in config.items() if name != "environment"}
     try:
         genotype, mean, std, classes, images = map(
             values.pop, ("genotype", "mean", "std", "classes", "images")
@@ -130,8 +155,8 @@ def load_training(folder: Path) -> Training:
             tuple(images),
         )
     except (AttributeError, KeyError, TypeError, InputError):
-        raise InputError(f"{path} is of another version: train again") from None
-    return training
+        raise InputError(f"{path} is of another version: {OTHER_FOLDER}") from None
+    return training, config
 
 
 def load_variables(
@@ -174,13 +199,36 @@ def epoch_records(folder: Path) -> list[dict[str, int | float]]:
         A line of metrics for each epoch.
 
     Raises:
-        InputError: the metrics cannot be read.
+        InputError: the metrics cannot be read, are damaged, or have impossible values.
     """
     path = folder / METRICS_FILE
-    with file_errors(path):
-        lines = path.read_text().splitlines()
-    return [record for record in map(json.loads, lines) if "epoch" in record]
+    records = read_metrics(path, load_training(folder)).records
+    return [record for record in records if "epoch" in record]
 
 
-def _differing(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[str]:
-    return [name for name in right if left.get(name) != right[name]]
+def read_metrics(path: Path, training: Training, size: int | None = None) -> Journal:
+    """The lines of a file of metrics.
+
+    Args:
+        path: the file.
+        training: what they are of.
+        size: length in bytes of the lines to read; None: all.
+
+    Raises:
+        InputError: they cannot be read, are damaged, or have impossible values.
+    """
+    journal = read_journal(path, training.about(), size)
+    remedy = f"delete the checkpoints to train again, or {OTHER_FOLDER}"
+    if journal.damaged or (size is not None and journal.size != size):
+        raise journal.error(path, remedy)
+    for number, record in enumerate(journal.records, start=1):
+        for name, value in record.items():
+            least, greatest = RANGES.get(name, (-math.inf, math.inf))
+            if not (is_number(value) and least <= value <= greatest):
+                raise InputError(f"{path}, line {number}: {name} cannot be {value}: {remedy}")
+    return journal
+
+
+def _differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    fields = [name for name in now if name != "environment" and then.get(name) != now[name]]
+    return fields + changes(then.get("environment", {}), now["environment"])

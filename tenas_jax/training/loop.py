@@ -5,7 +5,6 @@ killed goes on from its last checkpoint, and ends as it would have ended.
 """
 
 import dataclasses
-import json
 import math
 import os
 import time
@@ -23,9 +22,10 @@ from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
 from tenas_jax.data.labeled import LabeledImages, NumPyBatch, Split, batches, epoch_order
 from tenas_jax.errors import InputError
 from tenas_jax.host.files import file_errors
-from tenas_jax.host.processes import LostProcess, exchange, is_main, place
+from tenas_jax.host.journal import append_journal
+from tenas_jax.host.processes import LostProcess, exchange, is_main, place, shared_errors
 from tenas_jax.training.checkpoint import Checkpoints
-from tenas_jax.training.folder import CHECKPOINTS, METRICS_FILE, Training
+from tenas_jax.training.folder import CHECKPOINTS, METRICS_FILE, Training, read_metrics
 from tenas_jax.training.recipes import Recipe
 from tenas_jax.training.steps import (
     REPLICATED,
@@ -81,23 +81,26 @@ class MetricsLog:
 
     Args:
         folder: of `metrics.jsonl` and `tensorboard`.
+        training: what the metrics are of.
         size: length of the lines that belong to the steps done; what follows them is cut off.
         step: steps done.
 
     Raises:
-        InputError: the files cannot be written.
+        InputError: in every process, if the lines are damaged or the files cannot be written.
     """
 
-    def __init__(self, folder: Path, size: int, step: int) -> None:
+    def __init__(self, folder: Path, training: Training, size: int, step: int) -> None:
         self._path = folder / METRICS_FILE
         self.size = size
-        if not is_main():
-            return
+        with shared_errors():
+            if is_main():
+                self._open(folder, training, step)
+
+    def _open(self, folder: Path, training: Training, step: int) -> None:
         with file_errors(self._path):
             self._path.touch()
-            if self._path.stat().st_size < size:
-                raise InputError(f"{self._path} is damaged: start again in another --output")
-            os.truncate(self._path, size)
+            self._seal = read_metrics(self._path, training, self.size).seal
+            os.truncate(self._path, self.size)
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def __enter__(self) -> "MetricsLog":
@@ -113,7 +116,7 @@ class MetricsLog:
             self._board.close()
 
     def write(self, record: Mapping[str, int | float]) -> None:
-        """Write a line; when this returns a kill does not undo it.
+        """Write a line; when this returns it is on the disk.
 
         Args:
             record: finite numbers, `step` among them.
@@ -123,9 +126,8 @@ class MetricsLog:
         """
         if not is_main():
             return
-        with file_errors(self._path), open(self._path, "ab") as file:
-            file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
-            self.size = file.tell()
+        self._seal = append_journal(self._path, [record], self._seal)
+        self.size = self._path.stat().st_size
         for name, value in record.items():
             if name != "step":
                 self._board.add_scalar(name, value, record["step"])
@@ -176,7 +178,7 @@ def fit(
         if (latest := checkpoints.latest) is not None:
             state, log_bytes = checkpoints.restore(latest, state)
         done = int(state.step)
-        with MetricsLog(folder, log_bytes, done) as log:
+        with MetricsLog(folder, training, log_bytes, done) as log:
             run = _Run(
                 recipe,
                 split,

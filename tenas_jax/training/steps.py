@@ -16,6 +16,7 @@ from tenas_jax.architectures.cell_space import CellSpace
 from tenas_jax.data.normalization import Normalization
 from tenas_jax.errors import InputError
 from tenas_jax.networks.initializers import initialize
+from tenas_jax.numerics import random_key
 from tenas_jax.spaces import get_space
 from tenas_jax.training.augment import evaluation_images, training_images
 from tenas_jax.training.recipes import Recipe
@@ -288,7 +289,7 @@ def make_train_step(
         state: TrainState, images: Array, labels: Array, shards: str | None = None
     ) -> tuple[TrainState, StepInfo]:
         """Of all images or, with the name of the mesh's axis, of a device's own."""
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(recipe.seed), 1), state.step)
+        key = jax.random.fold_in(jax.random.fold_in(random_key(recipe.seed), 1), state.step)
         if shards:
             key = jax.random.fold_in(key, jax.lax.axis_index(shards))
         augment_key, drop_path_key = jax.random.split(key)
@@ -390,7 +391,7 @@ def inference(
 
 def _init_arguments(recipe: Recipe) -> tuple[Array, Array]:
     images = jnp.zeros((2, recipe.image_size, recipe.image_size, 3))
-    return jax.random.fold_in(jax.random.key(recipe.seed), 0), images
+    return jax.random.fold_in(random_key(recipe.seed), 0), images
 
 
 def _is_kernel(params: PyTree) -> PyTree:

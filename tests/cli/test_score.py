@@ -45,7 +45,9 @@ def test_scores_are_the_means_over_the_repeats(scorer, capsys, tmp_path):
     assert cli.main(["score", ONE, TWO, "--repeats", "3", "--seed", "7", *METRICS]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    path = "tenas-runs/nas-bench-201-scores-seed7/scores.csv"
+    [folder] = (tmp_path / "tenas-runs").iterdir()
+    assert folder.name.startswith("nas-bench-201-scores-seed7-")
+    path = f"tenas-runs/{folder.name}/scores.csv"
     assert out.splitlines()[0].startswith("nas-bench-201: 2 architectures of nas-bench-201, 80 im")
     assert out.splitlines()[-1] == f"scores are in {path}"
     header, *scored = rows(tmp_path / path)
@@ -56,6 +58,31 @@ def test_scores_are_the_means_over_the_repeats(scorer, capsys, tmp_path):
         keys = [jax.random.key_data(jax.random.fold_in(first, repeat)) for repeat in range(3)]
         expected = np.mean([scorer.score(key, from_string(NAS_BENCH_201, text)) for key in keys], 0)
         assert list(map(float, values)) == expected.tolist()
+
+
+def test_scores_that_were_edited_are_not_correlated(scorer, capsys, tmp_path):
+    words = ["score", ONE, TWO, "--workdir", "run", *METRICS]
+    assert cli.main(words) == 0
+    path = tmp_path / "run" / "scores.csv"
+    whole = path.read_text()
+    table = tmp_path / "table.csv"
+    rows = [f"{text},{80 + i},1,1" for i, text in enumerate((ONE, TWO))]
+    table.write_text("\n".join(["arch,cifar10_test,params_m,flops_m", *rows]))
+    correlate = ["correlate", str(path), "--accuracy-table", str(table), "--resamples", "10"]
+    path.write_text(whole.replace(".", "1.", 1))
+    capsys.readouterr()
+    assert cli.main(correlate) == 2
+    assert capsys.readouterr().err == (
+        f"tenas: {path} is damaged or edited (scores.csv is not the file that was written): write "
+        f"it again by tenas score --resume, or delete {path.parent / 'SHA256SUMS'} to use it as it "
+        "is\n"
+    )
+    assert cli.main([*words, "--resume"]) == 0
+    assert path.read_text() == whole
+    assert cli.main(correlate) == 0
+    path.write_text(whole.replace(".", "1.", 1))
+    (path.parent / "SHA256SUMS").unlink()
+    assert cli.main(correlate) == 0
 
 
 def test_a_file_a_sample_and_a_preset(scorer, tmp_path):

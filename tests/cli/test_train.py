@@ -20,6 +20,7 @@ from tenas_jax.cli import eval as evaluate
 from tenas_jax.cli import export, train
 from tenas_jax.data.labeled import load_split
 from tenas_jax.errors import InputError
+from tenas_jax.host.files import write_json
 from tenas_jax.training import loop as trainer
 from tenas_jax.training import steps as training
 from tenas_jax.training.checkpoint import Checkpoints
@@ -131,7 +132,7 @@ def last_state(output):
 
 def metrics(output):
     lines = (output / "metrics.jsonl").read_text().splitlines()
-    return [{**json.loads(line), "images_per_second": 0} for line in lines]
+    return [{**json.loads(line), "images_per_second": 0, "crc32": ""} for line in lines]
 
 
 def assert_same(output, reference):
@@ -321,5 +322,8 @@ def test_a_folder_without_a_training_is_named(command, tmp_path):
     with pytest.raises(InputError, match="holds no training: name the --output of tenas train"):
         command.run([str(tmp_path), *words])
     (tmp_path / "config.json").write_text('{"seed": 1}')
-    with pytest.raises(InputError, match="is of another version: train again"):
+    with pytest.raises(InputError, match="so it is of another version: train again in another --o"):
+        command.run([str(tmp_path), *words])
+    write_json(tmp_path / "config.json", {"seed": 1})
+    with pytest.raises(InputError, match="is of another version: train again in another --output"):
         command.run([str(tmp_path), *words])

@@ -306,3 +306,14 @@ def test_fingerprint_depends_on_pixels_and_shape_alone():
     different = [x, changed, x[::-1], x[:, :, ::-1], x[:2], x.reshape(12, 4, 4, 3)]
     assert len({fingerprint(images) for images in different}) == len(different)
     assert len(fingerprint(x)) == 64
+
+
+def test_a_remote_folder_of_tfds_that_cannot_be_reached_is_one_line(monkeypatch):
+    tfds = pytest.importorskip("tensorflow_datasets")
+
+    def unreachable(*_, **__):
+        raise RuntimeError("FailedPreconditionError: could not resolve host\n\twhen reading")
+
+    monkeypatch.setattr(tfds, "builder", unreachable)
+    with pytest.raises(InputError, match=r"TFDS cannot prepare 'tiny': Failed.* host \(prepare it"):
+        load("tfds:tiny", data_dir="gs://bucket/data")

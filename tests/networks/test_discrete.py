@@ -10,6 +10,7 @@ from compilation import quick_jit
 
 from tenas_jax.architectures.genotype import from_string
 from tenas_jax.errors import InputError
+from tenas_jax.host.files import write_json
 from tenas_jax.networks.discrete import DiscreteCell, RunningStatistics, drop_path
 from tenas_jax.spaces import DARTS, NAS_BENCH_201
 from tenas_jax.spaces.registry import load_genotype
@@ -242,8 +243,7 @@ def test_genotypes_are_read_from_text_and_from_work_directories(tmp_path):
         loaded_space, loaded = load_genotype(text)
         assert loaded_space is space
         np.testing.assert_array_equal(loaded, mask)
-    result = f'{{"space": "nas-bench-201", "genotype": "{BENCH}"}}'
-    (tmp_path / "result.json").write_text(result)
+    write_json(tmp_path / "result.json", {"space": "nas-bench-201", "genotype": BENCH})
     space, loaded = load_genotype(str(tmp_path))
     assert space is NAS_BENCH_201
     np.testing.assert_array_equal(loaded, BENCH_MASK)
@@ -257,9 +257,12 @@ def test_genotypes_that_cannot_be_read(tmp_path):
         load_genotype(str(tmp_path))
     for content, message in (
         ("{", "is damaged"),
-        ("{}", "names no space"),
-        ("[]", "names no space"),
+        ("[]", "is damaged"),
+        ("{}", "has no checksum, so it is of another version: name the genotype instead"),
     ):
         (tmp_path / "result.json").write_text(content)
         with pytest.raises(InputError, match=message):
             load_genotype(str(tmp_path))
+    write_json(tmp_path / "result.json", {})
+    with pytest.raises(InputError, match="names no space"):
+        load_genotype(str(tmp_path))

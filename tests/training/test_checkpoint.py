@@ -1,5 +1,7 @@
 """Checkpoints are whole or absent, the best and the last are kept, and strangers are refused."""
 
+import hashlib
+import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -23,15 +25,21 @@ def state_of(step, size=3):
     return state._replace(step=jnp.asarray(step, jnp.int32))
 
 
-@pytest.fixture
-def folder(tmp_path):
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
     """Six checkpoints were written, the second of them the best."""
+    tmp_path = tmp_path_factory.mktemp("written")
     accuracies = 0.5, 0.9, 0.1, None, 0.2, None
     with Checkpoints(tmp_path / "checkpoints", ABOUT, keep_last=2) as checkpoints:
         assert checkpoints.latest is checkpoints.best is None
         for step, accuracy in enumerate(accuracies, start=1):
             checkpoints.save(state_of(step), 10 * step, accuracy)
     return tmp_path / "checkpoints"
+
+
+@pytest.fixture
+def folder(written, tmp_path):
+    return shutil.copytree(written, tmp_path / "checkpoints")
 
 
 def test_the_last_and_the_best_are_kept_across_processes(folder):
@@ -91,3 +99,44 @@ def test_a_checkpoint_of_another_training_is_refused(folder, read):
 def test_a_folder_that_cannot_be_made_is_named():
     with pytest.raises(InputError, match="cannot use /dev/null/checkpoints: Not a directory"):
         Checkpoints(Path("/dev/null/checkpoints"), {})
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+@pytest.mark.parametrize("item", ["notes", "rest", "variables", "SHA256SUMS"])
+@pytest.mark.parametrize("change", ["flip", "cut", "delete"])
+def test_damage_is_found_before_anything_is_read(folder, item, change, read_only):
+    step = folder / "6"
+    files = [path for path in (step / item).rglob("*") if path.is_file()] or [step / item]
+    for path in files[:2]:
+        content = path.read_bytes()
+        if change == "delete":
+            path.unlink()
+        elif change == "cut":
+            path.write_bytes(content[: len(content) // 2])
+        else:
+            path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+        with pytest.raises(
+            InputError, match=r"checkpoint 6 in .* is damaged .*: delete .*/6 to go"
+        ):
+            Checkpoints(folder, ABOUT, keep_last=2, read_only=read_only)
+        path.write_bytes(content)
+    shutil.rmtree(step)
+    with Checkpoints(folder, ABOUT, keep_last=2) as checkpoints:
+        assert (checkpoints.latest, checkpoints.best) == (5, 2)
+
+
+def test_a_checkpoint_of_another_step_is_refused(folder):
+    (folder / "6").rename(folder / "8")
+    with pytest.raises(InputError, match=r"checkpoint 8 in .* is damaged \(they are of step 6\)"):
+        Checkpoints(folder, ABOUT, read_only=True)
+
+
+def test_the_files_of_a_checkpoint_are_those_of_sha256sum(folder):
+    lines = (folder / "6" / "SHA256SUMS").read_text().splitlines()
+    listed = {line.partition("  ")[2]: line.partition("  ")[0] for line in lines}
+    items = [folder / "6" / item for item in ("notes", "rest", "variables")]
+    files = [path for item in items for path in item.rglob("*") if path.is_file()]
+    assert listed == {
+        str(path.relative_to(folder / "6")): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }

@@ -1,0 +1,78 @@
+"""One process at a time uses a folder."""
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from tenas_jax.errors import InputError
+from tenas_jax.host.files import file_errors
+from tenas_jax.host.processes import is_main, shared_errors
+
+LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def locked(folder: Path, *, flag: str) -> Iterator[None]:
+    """Keep a folder to this process, in a distributed run to its process 0.
+
+    The lock is advisory, and the operating system's (`flock`): it ends with the process, however
+    that ends. Where a file system has none, the lock is a file with the number of the process.
+
+    Args:
+        folder: made if there is none, and removed if nothing is in it at the end.
+        flag: what names another folder, for the message.
+
+    Raises:
+        InputError: in every process, if the folder is in use or cannot be used.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, locked(Path(folder), flag="--workdir"):
+        ...     [path.name for path in Path(folder).iterdir()]
+        ['.lock']
+    """
+    path, lock, made = folder / LOCK, None, []
+    with shared_errors():
+        if is_main():
+            with file_errors(folder):
+                made = [each for each in (folder, *folder.parents) if not each.exists()]
+            lock = _acquire(path, flag)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            # Before the release: afterwards it may be another's. Who waits for a file that is gone
+            # does not get its lock.
+            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # not empty
+                for each in made:
+                    each.rmdir()
+            lock.release()
+
+
+def _acquire(path: Path, flag: str) -> FileLock:
+    lock = FileLock(path)
+    with file_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise InputError(
+                f"{path.parent} is in use by {_owner(path)}: wait for its end or choose another "
+                f"{flag}"
+            ) from None
+        if not path.read_bytes().startswith(b"%d\n" % os.getpid()):  # a lock without flock has it
+            path.write_text(f"{os.getpid()}\n{socket.gethostname()}\n")
+    return lock
+
+
+def _owner(path: Path) -> str:
+    try:
+        process, host = path.read_text().splitlines()[:2]
+    except (OSError, ValueError):  # it has just begun or ended
+        return "another process"
+    return f"process {process} on {host}"

@@ -1,0 +1,48 @@
+"""Checksums of whole files, in the format of `sha256sum`.
+
+`sha256sum --check SHA256SUMS` checks the files without this library.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from tenas_jax.host.files import whole_file
+
+SUMS = "SHA256SUMS"
+
+
+def write_sums(folder: Path, files: Iterable[Path]) -> None:
+    """Write the checksums of files.
+
+    Args:
+        folder: where the list is to be.
+        files: files in it or in its subfolders.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    lines = [f"{_digest(file)}  {file.relative_to(folder).as_posix()}\n" for file in sorted(files)]
+    with whole_file(folder / SUMS) as unfinished:
+        unfinished.write_text("".join(lines))
+
+
+def require_sums(folder: Path) -> None:
+    """Make sure that the files of a list are as they were written.
+
+    Args:
+        folder: where the list is.
+
+    Raises:
+        ValueError: a file is another, or the list is damaged.
+        OSError: a file or the list is missing.
+    """
+    for line in (folder / SUMS).read_text().splitlines():
+        digest, separator, name = line.partition("  ")
+        if not separator or digest != _digest(folder / name):
+            raise ValueError(f"{name or line} is not the file that was written")
+
+
+def _digest(file: Path) -> str:
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
