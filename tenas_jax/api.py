@@ -20,6 +20,7 @@ from tenas_jax.architectures.space import Masks, SearchSpace
 from tenas_jax.configs import CUSTOM, PRESETS
 from tenas_jax.data.images import ImageSet, image_set, load_images
 from tenas_jax.errors import InputError
+from tenas_jax.host.devices import start_jax
 from tenas_jax.host.files import require_local
 from tenas_jax.host.locks import locked
 from tenas_jax.host.processes import is_main
@@ -34,6 +35,7 @@ from tenas_jax.searching.config import GROUPS, SearchConfig
 from tenas_jax.searching.loop import Progress, search_settings
 from tenas_jax.searching.problem import Problem, look_up
 from tenas_jax.searching.progress import show_progress
+from tenas_jax.searching.sizes import require_rows
 from tenas_jax.searching.workdir import shared_workdir
 from tenas_jax.spaces.registry import SPACES
 
@@ -96,7 +98,7 @@ def search(
             loaded,
             workdir=folder,
             resume=resume,
-            devices=jax.devices() if devices is None else devices,
+            devices=start_jax() if devices is None else devices,
             progress=show,
             preset=preset or name,
         )
@@ -204,7 +206,7 @@ def score(
             loaded,
             workdir=folder,
             resume=resume,
-            devices=jax.devices() if devices is None else devices,
+            devices=start_jax() if devices is None else devices,
             progress=show,
             preset=preset or name,
         )
@@ -471,6 +473,7 @@ def _masks(problem: Problem, architectures: int | str | Sequence[str] | Masks) -
     if isinstance(architectures, int):
         if architectures < 1:
             raise InputError(f"{architectures} architectures: ask for at least 1")
+        require_rows(architectures, int(problem.config.repeats))
         return enumeration.sample(space, architectures, np.random.default_rng(problem.config.seed))
     if isinstance(architectures, np.ndarray):
         return _distinct(architectures, space)

@@ -1,5 +1,8 @@
 """The only exception for unusable input."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class InputError(ValueError):
     """Input that cannot be used. The message is one line: what is wrong and how to fix it.
@@ -10,6 +13,26 @@ class InputError(ValueError):
         ...
         tenas_jax.errors.InputError: batch size 1 is too small: use 2 or more
     """
+
+
+@contextmanager
+def within(where: str) -> Iterator[None]:
+    """Say where the input is that a message is about.
+
+    Args:
+        where: such as a file and a line.
+
+    Example:
+        >>> with within("genotypes.txt, line 3"):
+        ...     raise InputError("nothing is written")
+        Traceback (most recent call last):
+        ...
+        tenas_jax.errors.InputError: genotypes.txt, line 3: nothing is written
+    """
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def first_line(error: BaseException) -> str:

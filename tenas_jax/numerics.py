@@ -57,6 +57,10 @@ arrays and numbers, and close over the rest
                 )
 
 
+MAX_CELLS = 1000  # to trace a network takes time for each of its cells
+MAX_STEPS = 2**31 - 1  # optimizers count in 32 bits
+
+
 def require_numbers(**arrays: PyTree) -> None:
     """Refuse arrays that hold NaN, where that can be known: not under `jit` or `vmap`.
 

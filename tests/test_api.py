@@ -174,7 +174,7 @@ def test_scores_of_texts_masks_and_samples(quick):
         ([text, text], "is given twice"),
         ([], "give at least one"),
         (0, "ask for at least 1"),
-        (["|x~0|"], "is not a genotype"),
+        (["|x~0|"], "not a genotype of nas-bench-201"),
     ):
         with pytest.raises(InputError, match=fault):
             tenas_jax.score("nas-bench-201", architectures, **quick)

@@ -81,6 +81,29 @@ def rank_sum(qualities: Sequence[Values]) -> Values:
     return total
 
 
+def require_percent(accuracy: Values) -> None:
+    """Refuse accuracies that look like fractions: nDCG depends on their unit.
+
+    Args:
+        accuracy: accuracies, %.
+
+    Raises:
+        InputError: they are not all 0, and none is above 1.
+
+    Example:
+        >>> require_percent(np.array([0.94, 0.91]))
+        Traceback (most recent call last):
+        ...
+        tenas_jax.errors.InputError: the highest accuracy is 0.94, as of fractions: give percent, \
+or say that they are fractions (tenas correlate --unit fraction)
+    """
+    if 0 < accuracy.max(initial=0) <= 1:
+        raise InputError(
+            f"the highest accuracy is {accuracy.max():g}, as of fractions: give percent, or say "
+            "that they are fractions (tenas correlate --unit fraction)"
+        )
+
+
 def kendall_tau(score: Values, accuracy: Values) -> float:
     """Kendall's tau-b: concordant minus discordant pairs, relative to those without a tie.
 
@@ -218,7 +241,8 @@ def correlate(
         For each score an estimate of each of `STATISTICS`.
 
     Raises:
-        InputError: there are fewer than two architectures; `resamples` or `seed` is too small.
+        InputError: there are fewer than two architectures; their accuracies look like fractions;
+            `resamples` or `seed` is too small.
 
     Example:
         >>> scores = {"kappa": Score("condition number", -1, np.array([3.0, np.inf, 2.0]))}
@@ -228,6 +252,7 @@ def correlate(
     """
     if len(accuracy) < 2:
         raise InputError(f"{len(accuracy)} architectures have no correlation: give 2 or more")
+    require_percent(accuracy)
     estimates: dict[str, dict[str, Estimate]] = {}
     for name, score in scores.items():
         values = quality(score.values, score.direction)

@@ -1,30 +1,32 @@
 """Accuracies of NAS-Bench-201 (Dong and Yang 2020): tables to look up, made from its archives.
 
 A table is a CSV file, which may be compressed (`.gz`), with a row for each architecture and at
-least the columns `arch`, an accuracy such as `cifar10_test` (%), `params_m` and `flops_m`
-(millions).
+least the columns `arch` and an accuracy such as `cifar10_test` (%). Where it has no columns
+`params_m` and `flops_m` (millions) they are computed; where it has a column `index`, architectures
+may be given by their index, as in arch2vec.
 """
 
 import csv
 import gzip
 import io
 import pickle
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from tenas_jax.errors import InputError
-from tenas_jax.host.files import file_errors, whole_file
+from tenas_jax.analysis.correlation import require_percent
+from tenas_jax.errors import InputError, within
+from tenas_jax.host.files import file_errors, read_text, whole_file
 from tenas_jax.spaces import NAS_BENCH_201
 
 Values = Float[np.ndarray, " architecture"]
+Unit = Literal["percent", "fraction"]
 
 # Column of a table -> data set and split in the archives, trained for 200 epochs.
 ACCURACIES = {
@@ -54,6 +56,7 @@ class AccuracyTable:
         accuracies: of each, %.
         parameters: of each, millions.
         flops: of each, millions per image.
+        indices: the index of each in the benchmark; None: not known.
 
     Example:
         >>> shallow, deep = (f"|none~0|+|none~0|none~1|+|{op}~0|none~1|none~2|"
@@ -68,6 +71,7 @@ class AccuracyTable:
     accuracies: Values
     parameters: Values
     flops: Values
+    indices: tuple[int, ...] | None = None
 
     @cached_property
     def _rows(self) -> dict[str, int]:
@@ -98,6 +102,29 @@ class AccuracyTable:
                 "use a table that has it"
             )
         return self._rows[text]
+
+    def named(self, text: str) -> str:
+        """The genotype that a text stands for.
+
+        Args:
+            text: a NAS-Bench-201 string, or the index of an architecture.
+
+        Returns:
+            Its one spelling.
+
+        Raises:
+            InputError: it is neither, or the table does not have the index.
+        """
+        if not (text.strip().isascii() and text.strip().isdecimal()):
+            return canonical(text)
+        if self.indices is None:
+            raise InputError(
+                f"architecture {text.strip()} is an index, and the accuracy table has no column "
+                "'index': use a table that has it, or write genotypes"
+            )
+        if int(text) not in self.indices:
+            raise InputError(f"the accuracy table has no architecture with the index {text}")
+        return self.genotypes[self.indices.index(int(text))]
 
     def accuracy(self, genotype: str) -> float:
         """Accuracy of an architecture, %; for errors see `row`."""
@@ -150,38 +177,57 @@ def canonical(genotype: str) -> str:
     return NAS_BENCH_201.to_string(NAS_BENCH_201.from_string(genotype))
 
 
-def load_table(path: Path, column: str = "cifar10_test") -> AccuracyTable:
+def load_table(
+    path: Path, column: str = "cifar10_test", *, key: str = "arch", unit: Unit = "percent"
+) -> AccuracyTable:
     """Read an accuracy table.
 
     Args:
         path: a CSV file, compressed if its name ends in `.gz`.
-        column: the accuracy to take, %.
+        column: the accuracy to take.
+        key: the column of the architectures.
+        unit: of the accuracies.
 
     Returns:
         The table.
 
     Raises:
         InputError: the file cannot be read, lacks a column or has no rows, has an architecture
-            twice or of another space, or an accuracy that is not between 0 and 100.
+            twice or of another space, or an accuracy that is not of this unit.
     """
-    rows = read_architectures(path, "arch", (column, "params_m", "flops_m"))
-    for line, accuracy in zip(rows.lines, rows.columns[column], strict=True):
-        if not 0 <= accuracy <= 100:  # nor NaN
+    rows = read_architectures(path, key, [column], optional=("params_m", "flops_m", "index"))
+    accuracies = rows.columns[column]
+    highest, noun = (100, "percentage") if unit == "percent" else (1, "fraction")
+    for line, accuracy in zip(rows.lines, accuracies, strict=True):
+        if not 0 <= accuracy <= highest:  # nor NaN
             raise InputError(
-                f"{path}, line {line}: {column} is {accuracy}: give a percentage from 0 to 100"
+                f"{path}, line {line}: {column} is {accuracy}: give a {noun} from 0 to {highest}"
             )
-    return AccuracyTable(
-        rows.genotypes, rows.columns[column], rows.columns["params_m"], rows.columns["flops_m"]
-    )
+    with within(f"{path}: {column}"):
+        accuracies = accuracies * (100 / highest)
+        require_percent(accuracies)
+    costs = NAS_BENCH_201.costs(np.stack([*map(NAS_BENCH_201.from_string, rows.genotypes)]))
+    computed = {"params_m": costs.parameters / 1e6, "flops_m": costs.flops / 1e6}
+    parameters, flops = (rows.columns.get(name, computed[name]) for name in computed)
+    return AccuracyTable(rows.genotypes, accuracies, parameters, flops, _indices(path, rows))
 
 
-def read_architectures(path: Path, key: str, columns: Sequence[str] = ()) -> Architectures:
+def read_architectures(
+    path: Path,
+    key: str,
+    columns: Sequence[str] = (),
+    *,
+    optional: Sequence[str] | None = None,
+    named: Callable[[str], str] = canonical,
+) -> Architectures:
     """Read a CSV file with a row for each architecture.
 
     Args:
         path: the file, compressed if its name ends in `.gz`.
         key: the column of the genotypes.
-        columns: those of numbers to read; empty: all the others.
+        columns: those of numbers to read.
+        optional: those to read if they are there; None: all the others, if `columns` is empty.
+        named: the genotype that a text in the column `key` stands for.
 
     Returns:
         Genotypes in their one spelling, line numbers, numbers.
@@ -191,7 +237,8 @@ def read_architectures(path: Path, key: str, columns: Sequence[str] = ()) -> Arc
             there are no rows, a genotype is no genotype or there twice, a number is no number.
     """
     header, rows = _read_csv(path)
-    names = list(columns) or [name for name in header if name != key]
+    wanted = (() if columns else header) if optional is None else optional
+    names = [*columns, *(each for each in header if each in wanted and each not in (key, *columns))]
     for name in (key, *names):
         if header.count(name) != 1:
             raise InputError(
@@ -206,7 +253,8 @@ def read_architectures(path: Path, key: str, columns: Sequence[str] = ()) -> Arc
         where = f"{path}, line {line}"
         if len(fields) != len(header):
             raise InputError(f"{where} has {len(fields)} fields: the header has {len(header)}")
-        genotype = _canonical_at(where, fields[header.index(key)])
+        with within(where):
+            genotype = named(fields[header.index(key)])
         if genotype in lines:
             raise InputError(
                 f"{where}: {genotype} is on line {lines[genotype]} already: "
@@ -250,11 +298,13 @@ def convert(
     with _archive_errors(source):
         genotypes, results = _open_archive(source)
         for index, genotype in enumerate(genotypes):
-            rows.append([str(index), canonical(genotype), *_table_numbers(results(index))])
+            with within(f"{source}, architecture {index}"):
+                text = canonical(genotype)
+            rows.append([str(index), text, *_table_numbers(results(index))])
             progress(index + 1, len(genotypes))
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    content = text.getvalue().encode()
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows(rows)
+    content = table.getvalue().encode()
     with whole_file(target) as unfinished:
         compressed = target.suffix == ".gz"
         unfinished.write_bytes(gzip.compress(content, mtime=0) if compressed else content)
@@ -263,22 +313,23 @@ def convert(
 
 def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """The header, and the rows with their line numbers."""
-    with file_errors(path):
-        open_text = gzip.open if path.suffix == ".gz" else open
-        try:
-            with open_text(path, "rt", encoding="utf-8-sig", newline="") as file:
-                reader = csv.reader(file, strict=True, skipinitialspace=True)
-                rows = [(reader.line_num, fields) for fields in reader if fields]
-        except (csv.Error, EOFError, UnicodeDecodeError, gzip.BadGzipFile, zlib.error) as error:
-            raise InputError(f"{path} cannot be read ({error}): give a CSV file") from None
+    reader = csv.reader(io.StringIO(read_text(path), ""), strict=True, skipinitialspace=True)
+    try:
+        rows = [(reader.line_num, fields) for fields in reader if fields]
+    except csv.Error as error:
+        raise InputError(f"{path} cannot be read ({error}): give a CSV file") from None
     return (rows[0][1], rows[1:]) if rows else ([], [])
 
 
-def _canonical_at(where: str, text: str) -> str:
-    try:
-        return canonical(text)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+def _indices(path: Path, rows: Architectures) -> tuple[int, ...] | None:
+    if "index" not in rows.columns:
+        return None
+    indices = rows.columns["index"]
+    if not (np.isfinite(indices) & (indices >= 0) & (indices % 1 == 0)).all():
+        raise InputError(f"{path} has an index that is no number from 0: correct or leave them out")
+    if len(set(indices.tolist())) < len(indices):
+        raise InputError(f"{path} has an index twice: give every architecture its own")
+    return tuple(map(int, indices))
 
 
 def _number(where: str, column: str, text: str) -> float:

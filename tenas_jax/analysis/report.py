@@ -25,6 +25,7 @@ from rich.text import Text
 
 from tenas_jax.architectures.cell_space import CellSpace
 from tenas_jax.architectures.space import Mask, SearchSpace, index
+from tenas_jax.errors import InputError
 from tenas_jax.host.files import whole_file
 
 Rounds = Sequence[Mapping[str, Any]]
@@ -74,17 +75,38 @@ def write_architecture(space: SearchSpace, mask: Mask, path: Path) -> None:
     Args:
         space: the search space.
         mask: operators kept.
-        path: the file, which is replaced if it exists; in PNG format, whatever its name.
+        path: the file, which is replaced if it exists; its name says in which format.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: there is no such format, or the file cannot be written.
     """
     _save(draw_architecture(space, mask), path)
 
 
+def drawing_format(path: Path) -> str:
+    """The format of a drawing, by the name of its file.
+
+    Raises:
+        InputError: the name has another ending.
+
+    Example:
+        >>> drawing_format(Path("cell.PDF"))
+        'pdf'
+        >>> drawing_format(Path("cell"))
+        Traceback (most recent call last):
+        ...
+        tenas_jax.errors.InputError: cannot draw 'cell': give a name that ends in .png, .pdf or .svg
+    """
+    kind = path.suffix[1:].lower()
+    if kind not in ("png", "pdf", "svg"):
+        raise InputError(f"cannot draw {str(path)!r}: give a name that ends in .png, .pdf or .svg")
+    return kind
+
+
 def _save(figure: Figure, path: Path) -> None:
+    kind = drawing_format(path)
     with whole_file(path) as unfinished:
-        figure.savefig(unfinished, format="png", dpi=150)
+        figure.savefig(unfinished, format=kind, dpi=150)
 
 
 def trajectory(rounds: Rounds, figure: NewFigure = Figure) -> Figure:
@@ -206,7 +228,9 @@ def pruning_map(
     longest = max((len(line) for lines in changes.values() for line in lines), default=0)
     size = cells * (1.4 + max(0.95, 0.066 * longest) * ops), 2.6 + (0.12 + height) * edges
     drawn = figure(figsize=size, layout="constrained")
-    drawn.suptitle("Last measured change without an operator ± standard error", fontsize=10)
+    spread = any("±" in line for lines in changes.values() for line in lines)
+    title = "Last measured change without an operator" + " ± standard error" * spread
+    drawn.suptitle(title, fontsize=10)
     panels = drawn.subplots(1, cells, squeeze=False)[0]
     graph = isinstance(space, CellSpace)
     panels[0].set_ylabel("edge (target<-source node)" if graph else "choice")

@@ -6,9 +6,11 @@
 - `GENOTYPE`, as DARTS writes it, lists the edges that each node keeps:
   `Genotype(normal=[('op', 0), ('op', 1), ...], normal_concat=range(2, 6), reduce=[...],
   reduce_concat=range(2, 6))`.
+
+Both are read as logs and source files have them: in quotes, after `genotype =` or a logger's
+prefix, over several lines.
 """
 
-import ast
 import re
 from collections.abc import Sequence
 from itertools import chain, islice
@@ -17,6 +19,13 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool
 
+from tenas_jax.architectures.literals import (
+    Located,
+    Misread,
+    read_call,
+    require_end,
+    without_colors,
+)
 from tenas_jax.errors import InputError
 
 Pair = tuple[str, int]  # operator, source node
@@ -108,8 +117,9 @@ def to_string(space: Cells, mask: Bool[np.ndarray, "cell edge op"]) -> str:
 def from_string(space: Cells, text: str) -> Bool[np.ndarray, "cell edge op"]:
     """The mask of a genotype.
 
-    What TE-NAS logs is read as well: `Structure(4 nodes with |...|)` around a NAS-Bench-201 string,
-    lists in place of ranges in a DARTS genotype.
+    What people log is read as well: `Structure(4 nodes with |...|)` around a NAS-Bench-201 string;
+    lists in place of ranges, a list for each node, NumPy's numbers and fields that are `None` in a
+    DARTS genotype.
 
     Args:
         space: the search space.
@@ -119,7 +129,7 @@ def from_string(space: Cells, text: str) -> Bool[np.ndarray, "cell edge op"]:
         Operators kept, of shape `space.shape`: one on each edge of the genotype, none on others.
 
     Raises:
-        InputError: the text is not a genotype of this space.
+        InputError: the text is not a genotype of this space; the message says where and why.
 
     Example:
         >>> from tenas_jax.spaces import NAS_BENCH_201
@@ -127,7 +137,7 @@ def from_string(space: Cells, text: str) -> Bool[np.ndarray, "cell edge op"]:
         >>> from_string(NAS_BENCH_201, text)[0, -1]
         array([False,  True, False, False, False])
     """
-    cells = space.notation.read(space, text)
+    cells = space.notation.read(space, without_colors(text))
     mask = np.zeros(space.shape, bool)
     for cell, nodes in enumerate(cells):
         for node, pairs in zip(space.intermediate_nodes, nodes, strict=True):
@@ -151,32 +161,16 @@ class EdgeList:
 
     def read(self, space: Cells, text: str) -> list[Nodes]:
         """The inverse of `write`; `Structure(4 nodes with |...|)` is read as well."""
-        logged = re.fullmatch(r"Structure\(\d+ nodes with (.*)\)", text.strip())
-        plain = logged[1] if logged else text.strip()
-        parts = [plain]
-        if len(space.cell_types) > 1:
-            named = [part.partition("=") for part in re.split(r",\s*", plain)]
-            if [name for name, _, _ in named] != list(space.cell_types):
-                raise self._fault(space, text)
-            parts = [part for _, _, part in named]
-        return [self._read_cell(space, part, text) for part in parts]
+        sources = [[space.edges[e][0] for e in space.incoming(n)] for n in space.intermediate_nodes]
+        form = self.write(space, [[[("op", s) for s in node] for node in sources]] * space.shape[0])
+        try:
+            return _edge_lists(space.cell_types, len(sources), text)
+        except Misread as error:
+            raise error.explain(space.name, text, form) from None
 
     def recognizes(self, text: str) -> bool:
         """Whether a text looks like this notation."""
-        return bool(re.match(r"\s*(Structure\(|([\w.-]+=)?\|)", text))
-
-    def _read_cell(self, space: Cells, part: str, text: str) -> Nodes:
-        nodes = part.split("+")
-        well_formed = all(re.fullmatch(r"\|([\w.-]+~[0-9]{1,3}\|)+", node) for node in nodes)
-        if not well_formed or len(nodes) != len(space.intermediate_nodes):
-            raise self._fault(space, text)
-        return [[(op, int(n)) for op, n in re.findall(r"([\w.-]+)~(\d+)", node)] for node in nodes]
-
-    def _fault(self, space: Cells, text: str) -> InputError:
-        sources = [[space.edges[e][0] for e in space.incoming(n)] for n in space.intermediate_nodes]
-        nodes = [[("op", source) for source in node] for node in sources]
-        form = self.write(space, [nodes] * len(space.cell_types))
-        return InputError(f"{excerpt(text)} is not a genotype of {space.name}: write {form}")
+        return bool(re.search(r"\|[\w.-]+~[0-9]", text))
 
 
 class Genotype:
@@ -191,31 +185,46 @@ class Genotype:
         return f"Genotype({', '.join(fields)})"
 
     def read(self, space: Cells, text: str) -> list[Nodes]:
-        """The inverse of `write`; lists in place of ranges are read as well."""
+        """The inverse of `write`; see `from_string` for what else is read."""
         nodes, op = space.intermediate_nodes, space.op_choices[0]
         form = ", ".join(f"{c}=[('{op}', 0), ...], {c}_concat={nodes}" for c in space.cell_types)
+        needed = [name for each in space.cell_types for name in (each, f"{each}_concat")]
         try:
-            fields = _call_arguments(text.strip(), "Genotype")
-            flat = [fields.pop(name) for name in space.cell_types]
-            concats = {name: fields.pop(name) for name in [f"{c}_concat" for c in space.cell_types]}
-            if fields or not all(map(_is_list_of_pairs, flat)):
-                raise ValueError(text)
-        except (SyntaxError, ValueError, TypeError, KeyError, RecursionError, MemoryError) as error:
-            fault = f"{excerpt(text)} is not a genotype of {space.name}"
-            raise InputError(f"{fault}: write Genotype({form})") from error
-        for name, concat in concats.items():
-            if concat not in (nodes, list(nodes), tuple(nodes)):
-                raise InputError(f"{name} is {excerpt(str(concat))}: {space.name} needs {nodes}")
-        needed = sum(map(space.edges_kept, nodes))
-        for name, pairs in zip(space.cell_types, flat, strict=True):
-            if len(pairs) != needed:
-                raise InputError(f"{name} lists {len(pairs)} pairs: {space.name} needs {needed}")
-        rest = [iter(pairs) for pairs in flat]
-        return [[list(islice(pairs, space.edges_kept(node))) for node in nodes] for pairs in rest]
+            fields = read_call(text, "Genotype", needed)
+            for name, (value, at) in fields.items():
+                if name not in needed and value is not None:
+                    raise Misread("there is no such field", at)
+            for name in needed:
+                if name not in fields:
+                    raise Misread(f"the field {name} is missing")
+            listed = [_by_node(fields[name]) for name in space.cell_types]
+        except Misread as error:
+            raise error.explain(space.name, text, f"Genotype({form})") from None
+        for name in needed[1::2]:
+            if _numbers(fields[name]) != list(nodes):
+                raise InputError(f"{name} is another list: {space.name} needs {nodes}")
+        return [self._nodes(space, *each) for each in zip(space.cell_types, listed, strict=True)]
 
     def recognizes(self, text: str) -> bool:
         """Whether a text looks like this notation."""
-        return text.lstrip().startswith("Genotype(")
+        return bool(re.search(r"\bGenotype\s*\(", without_colors(text)))
+
+    def _nodes(self, space: Cells, name: str, listed: list[list[Pair]]) -> Nodes:
+        """The pairs of each node, of a list for each node or of a list of all."""
+        counts = [space.edges_kept(node) for node in space.intermediate_nodes]
+        if len(listed) > 1:
+            if [len(pairs) for pairs in listed] != counts:
+                lengths = ", ".join(str(len(pairs)) for pairs in listed)
+                raise InputError(
+                    f"{name} lists {lengths} pairs by node: {space.name} needs {_listed(counts)}"
+                )
+            return listed
+        if len(listed[0]) != sum(counts):
+            raise InputError(
+                f"{name} lists {len(listed[0])} pairs: {space.name} needs {sum(counts)}"
+            )
+        rest = iter(listed[0])
+        return [list(islice(rest, count)) for count in counts]
 
 
 EDGE_LIST, GENOTYPE = EdgeList(), Genotype()
@@ -235,54 +244,102 @@ def _check_pairs(space: Any, where: str, node: int, pairs: list[Pair]) -> None:
     sources = [source for _, source in pairs]
     choices = [space.edges[edge][0] for edge in space.incoming(node)]
     if len(pairs) != space.edges_kept(node) or len(set(sources)) != len(pairs):
+        inputs = f"inputs {sorted(set(sources))}" if len(pairs) < 10 else "its inputs"
         raise InputError(
-            f"{where} has {len(pairs)} operators on inputs {sorted(set(sources))}: "
+            f"{where} has {len(pairs)} operators on {inputs}: "
             f"{space.name} needs one on each of {space.edges_kept(node)} inputs"
         )
     for op, source in pairs:
         if source not in choices:
             raise InputError(f"{where} has input {source}: choose from {_listed(choices)}")
         if op not in space.op_choices:
-            raise InputError(f"{where} has {op!r}: choose from {_listed(space.op_choices)}")
+            given = repr(op) if len(op) < 30 else "another operator"
+            raise InputError(f"{where} has {given}: choose from {_listed(space.op_choices)}")
 
 
 def _node_texts(nodes: Nodes) -> str:
     return "+".join(f"|{'|'.join(f'{op}~{source}' for op, source in pairs)}|" for pairs in nodes)
 
 
-def _call_arguments(text: str, function: str) -> dict[str | None, Any]:
-    """The keyword arguments of a call, literals or ranges; ValueError for anything else."""
-    call = ast.parse(text, mode="eval").body
-    if not isinstance(call, ast.Call) or ast.unparse(call.func) != function or call.args:
-        raise ValueError(text)
-    arguments = {keyword.arg: _literal(keyword.value) for keyword in call.keywords}
-    if len(arguments) != len(call.keywords):
-        raise ValueError(text)
-    return arguments
-
-
-def _literal(node: ast.expr) -> object:
-    if isinstance(node, ast.Call) and ast.unparse(node.func) == "range":
-        return range(*map(ast.literal_eval, node.args))
-    return ast.literal_eval(node)
-
-
-def _is_list_of_pairs(value: object) -> bool:
-    return isinstance(value, list | tuple) and all(
-        isinstance(pair, list | tuple) and [type(part) for part in pair] == [str, int]
-        for pair in value
-    )
-
-
 def _listed(choices: Sequence[Any]) -> str:
     return ", ".join(map(str, choices))
 
 
-def excerpt(text: str) -> str:
-    """A text for a message, in quotes and not too long.
+def _edge_lists(cell_types: Sequence[str], nodes: int, text: str) -> list[Nodes]:
+    """The cells of a text in NAS-Bench-201's notation."""
+    at = _start(text, "|" if len(cell_types) == 1 else f"{cell_types[0]}=")
+    cells: list[Nodes] = []
+    for name in cell_types:
+        if len(cell_types) > 1:
+            label = re.compile(rf"\s*{',' if cells else ''}\s*{re.escape(name)}\s*=\s*").match(
+                text, at
+            )
+            if label is None:
+                raise Misread(f"{name}= is missing", at)
+            at = label.end()
+        cell, at = _edge_list(text, at)
+        if len(cell) < nodes:
+            raise Misread(f"'operator~node|' or '+' for node {len(cell) + 1} is missing", at)
+        if len(cell) > nodes:
+            raise Misread(f"there are {len(cell)} nodes, not {nodes}")
+        cells.append(cell)
+    require_end(text, at)
+    return cells
 
-    Example:
-        >>> excerpt("x" * 99) == repr("x" * 57 + "...")
-        True
-    """
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")
+
+def _start(text: str, first: str) -> int:
+    """Where a genotype starts; what a log has before it ends in a space or a punctuation mark."""
+    for following in (r"\s*\|?[\w.-]+~[0-9]", ""):  # bars may separate the fields of a log
+        before = re.compile(
+            rf"(.*?[\s\"'`=:,(\[])??(?={re.escape(first)}{following})", re.DOTALL
+        ).match(text)
+        if before is not None:
+            return before.end()
+    raise Misread(f"there is no {first}")
+
+
+def _edge_list(text: str, at: int) -> tuple[Nodes, int]:
+    """The operators into each node of a cell that starts somewhere in a text, and where it ends."""
+    nodes: Nodes = []
+    while True:
+        pairs: list[Pair] = []
+        if not text.startswith("|", at):
+            raise Misread("'|' is missing", at)
+        while pair := _PAIR.match(text, at):
+            pairs.append((pair[1], int(pair[2])))
+            at = pair.end() - 1
+        if not pairs:
+            raise Misread("'operator~node|' is missing", at + 1)
+        nodes.append(pairs)
+        plus = _PLUS.match(text, at)
+        if plus is None:
+            return nodes, at + 1
+        at = plus.end()
+
+
+_PAIR = re.compile(r"\|([\w.-]+)~([0-9]{1,3})\|")
+_PLUS = re.compile(r"\|\s*\+\s*")
+
+
+def _by_node(field: Located) -> list[list[Pair]]:
+    """The pairs of a field, in a list for each node if there are such, else in one list."""
+    if not isinstance(field.value, list):
+        raise Misread("this is no list of (operator, node)", field.at)
+    nested = all(isinstance(each.value, list) for each in field.value) and any(
+        isinstance(part.value, list) for each in field.value for part in each.value
+    )
+    return [list(map(_pair, node.value)) for node in (field.value if nested else [field])]
+
+
+def _pair(item: Located) -> Pair:
+    parts = [part.value for part in item.value] if isinstance(item.value, list) else []
+    if [type(part) for part in parts] != [str, int]:
+        raise Misread("this is no pair (operator, node)", item.at)
+    return parts[0], parts[1]
+
+
+def _numbers(field: Located) -> list[Any]:
+    value = field.value
+    if isinstance(value, range):
+        return list(value[:1000])
+    return [each.value for each in value] if isinstance(value, list) else []

@@ -1,14 +1,14 @@
 """The command line: dispatch to a command and return its exit code."""
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 import tenas_jax
-from tenas_jax.cli.terminal import complain
-from tenas_jax.errors import InputError
-from tenas_jax.host.processes import LostProcess, leave
-from tenas_jax.host.reproducibility import pinned
+from tenas_jax.cli.messages import complain
+from tenas_jax.cli.signals import own_process
+from tenas_jax.errors import InputError, first_line
 
 COMMANDS = {
     "search": "find an architecture",
@@ -33,34 +33,92 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `tenas`.
 
     Args:
-        argv: the words after `tenas`; None: those of this process.
+        argv: the words after `tenas`; None: those of this process, which is about to end.
 
     Returns:
-        Exit code: 0, 1 if another process of the search ended, 2 for bad input, 130 or 143 after
-            SIGINT or SIGTERM.
+        Exit code: 0, 1 if another process of the search ended, 2 for bad input and for what the
+            machine refuses, 130 or 143 after SIGINT or SIGTERM.
 
     Example:
         >>> main(["--version"]) # doctest: +ELLIPSIS
         tenas_jax ...
         0
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    command, *arguments = words or ["--help"]
+    words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if argv is not None:
+        return _run(words)
+    with own_process():
+        _prepare_streams()
+        return _run(words)
+
+
+def _run(words: Sequence[str]) -> int:
+    """Run a command, and explain in one line what it cannot do."""
     try:
-        if command in ("--help", "-h"):
-            print(USAGE, end="")
-        elif command == "--version":
-            print("tenas_jax", tenas_jax.__version__)
-        elif command in COMMANDS:
-            module = import_module(f"tenas_jax.cli.{command}")
-            with pinned():
-                return leave(module.run(arguments))
-        else:
-            raise InputError(f"unknown command {command!r}: choose one of {', '.join(COMMANDS)}")
+        try:
+            code = _dispatch(*words)
+        finally:
+            sys.stdout.flush()
     except InputError as error:
         complain(str(error))
-        return leave(2)
+    except MemoryError as error:
+        complain(f"out of memory ({first_line(error)}): use fewer or smaller images or networks")
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+        complain(f"cannot use {error.filename or _standard_output()}: {reason}")
+    else:
+        return code
+    return _leave(2)
+
+
+def _dispatch(command: str, *arguments: str) -> int:
+    if command in ("--help", "-h"):
+        print(USAGE, end="")
+        return 0
+    if command == "--version":
+        print("tenas_jax", tenas_jax.__version__)
+        return 0
+    if command not in COMMANDS:
+        raise InputError(f"unknown command {command!r}: choose one of {', '.join(COMMANDS)}")
+    # A signal while these are imported ends in one line as well.
+    from jax.errors import JaxRuntimeError
+
+    from tenas_jax.host.processes import LostProcess
+    from tenas_jax.host.reproducibility import pinned
+
+    try:
+        module = import_module(f"tenas_jax.cli.{command}")
+        with pinned():
+            return _leave(module.run(arguments))
     except LostProcess as error:
         complain(str(error))
-        return leave(1)
-    return 0
+        return _leave(1)
+    except JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise MemoryError(first_line(error)) from error
+        raise
+
+
+def _leave(code: int) -> int:
+    """End the search of this process, if it takes part in one."""
+    if "tenas_jax.host.processes" not in sys.modules:
+        return code
+    from tenas_jax.host.processes import leave
+
+    return leave(code)
+
+
+def _prepare_streams() -> None:
+    """Streams that take every character, also where there are none or their encoding is narrow."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+def _standard_output() -> str:
+    """Its name; what could not be written there is not tried again."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    return "standard output"

@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from tenas_jax.cli.terminal import parse, run_interruptibly
+from tenas_jax.cli.signals import run_interruptibly
+from tenas_jax.cli.terminal import parse
 from tenas_jax.errors import InputError, first_line
 from tenas_jax.metrics.registry import METRICS, get_metric
 from tenas_jax.searching.progress import progress_bar, say
@@ -32,13 +33,21 @@ class CorrelateOptions:
     """What `tenas correlate` is told."""
 
     scores: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCORES")]
-    """CSV file with the column genotype and a column for each metric; inf and nan are the worst."""
+    """CSV file with a column of architectures (genotypes, NASLib's six numbers, or indices that the
+    table has) and a column for each metric; inf and nan are the worst."""
     accuracy_table: Path
-    """CSV file with the columns arch, params_m, flops_m and accuracies, as tenas nasbench makes."""
+    """CSV file with the column arch and accuracies, as tenas nasbench makes; without the columns
+    params_m and flops_m these are computed, with the column index SCORES may have indices."""
     column: str = "cifar10_test"
     """Accuracy to compare with."""
+    unit: Literal["percent", "fraction"] = "percent"
+    """Unit of the accuracies."""
+    genotype_column: str = "genotype"
+    """Column of the architectures in SCORES."""
+    arch_column: str = "arch"
+    """Column of the architectures in the accuracy table."""
     metrics: str = ""
-    """Metrics to take, such as kappa,regions; empty takes every column."""
+    """Metrics to take, such as kappa,regions; without it every column is taken."""
     sums: str = ""
     """Rank sums of metrics to add, such as kappa+regions,kappa+naswot."""
     resamples: int = 1000
@@ -107,7 +116,7 @@ def run(argv: Sequence[str]) -> int:
         "Every metric counts in its own direction: a positive correlation means that what it "
         "prefers is more accurate.",
     )
-    return run_interruptibly(lambda: _correlate(options), lambda: "interrupted")
+    return run_interruptibly(lambda _: _correlate(options), lambda: "interrupted")
 
 
 def _correlate(options: CorrelateOptions) -> None:
@@ -120,8 +129,10 @@ def _correlate(options: CorrelateOptions) -> None:
     from tenas_jax.host.files import file_errors, json_values, write_json
     from tenas_jax.spaces import NAS_BENCH_201
 
-    scored = _read_scores(options)
-    table = load_table(options.accuracy_table, options.column)
+    table = load_table(
+        options.accuracy_table, options.column, key=options.arch_column, unit=options.unit
+    )
+    scored = _read_scores(options, table)
     rows = _join(scored, table, options)
     masks = [NAS_BENCH_201.from_string(genotype) for genotype in scored.genotypes]
     alive = np.array([not has_dead_operators(NAS_BENCH_201, mask) for mask in masks])
@@ -157,12 +168,13 @@ def _correlate(options: CorrelateOptions) -> None:
         say(console, f"plots are in {options.plots}")
 
 
-def _read_scores(options: CorrelateOptions) -> "Architectures":
+def _read_scores(options: CorrelateOptions, table: "AccuracyTable") -> "Architectures":
     from tenas_jax.analysis.nasbench import read_architectures
 
     _require_undamaged(options.scores)
     chosen = options.metric_names and dict.fromkeys(options.metric_names + options.sum_members)
-    scored = read_architectures(options.scores, "genotype", list(chosen))
+    key = options.genotype_column
+    scored = read_architectures(options.scores, key, list(chosen), named=table.named)
     for name in scored.columns:
         if name not in METRICS:
             raise InputError(
@@ -269,6 +281,7 @@ def _as_json(options: CorrelateOptions, pools: Mapping[str, Pool]) -> dict[str, 
         "scores": str(options.scores),
         "accuracy_table": str(options.accuracy_table),
         "column": options.column,
+        "unit": options.unit,
         "resamples": options.resamples,
         "seed": options.seed,
         "architectures": {

@@ -10,6 +10,9 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 from tenas_jax.cli.terminal import parse
+from tenas_jax.errors import InputError
+from tenas_jax.host.devices import start_jax
+from tenas_jax.numerics import MAX_CELLS
 from tenas_jax.searching.progress import say
 
 if TYPE_CHECKING:
@@ -38,7 +41,11 @@ class DescribeOptions:
     image_size: int | None = None
     """Height and width of the images; None is 32, with the stem for ImageNet 224."""
     output: Path | None = None
-    """File for a drawing of the cells, in PNG format; None draws nothing."""
+    """File for a drawing of the cells: .png, .pdf or .svg; None draws nothing."""
+
+    def __post_init__(self) -> None:
+        if self.cells is not None and self.cells > MAX_CELLS:
+            raise InputError(f"cells must be at most {MAX_CELLS}, not {self.cells}")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -72,6 +79,9 @@ def run(argv: Sequence[str]) -> int:
     else:
         space = get_space(options.space)
         mask = space.from_string(options.genotype)
+    if options.output is not None:
+        report.drawing_format(options.output)  # raises if there is none
+    start_jax()
     default_classes, default_size = DEFAULTS[options.stem]
     num_classes = default_classes if options.num_classes is None else options.num_classes
     network = space.network(

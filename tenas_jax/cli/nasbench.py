@@ -8,7 +8,8 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from tenas_jax.cli.terminal import parse, run_interruptibly
+from tenas_jax.cli.signals import run_interruptibly
+from tenas_jax.cli.terminal import parse
 from tenas_jax.errors import InputError
 from tenas_jax.searching.progress import progress_bar, say
 
@@ -46,7 +47,9 @@ def run(argv: Sequence[str]) -> int:
         description="Make an accuracy table from an official archive of NAS-Bench-201: test "
         "accuracies after 200 epochs, the mean over seeds, with parameters and FLOPs.",
     )
-    return run_interruptibly(lambda: _convert(options), lambda: "interrupted; nothing was written")
+    return run_interruptibly(
+        lambda _: _convert(options), lambda: "interrupted; nothing was written"
+    )
 
 
 def _convert(options: ConvertOptions) -> None:

@@ -18,7 +18,7 @@ from tenas_jax.cli.session import (
 )
 from tenas_jax.cli.terminal import parse
 from tenas_jax.configs import PRESETS
-from tenas_jax.errors import InputError
+from tenas_jax.errors import InputError, within
 from tenas_jax.host.devices import Machine
 from tenas_jax.host.locks import locked
 from tenas_jax.host.processes import exchange, part, shared_errors
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 FILE = "scores.csv"
 # Where a preset has its own values, which are for searches.
 DEFAULTS: dict[str, Any] = {"metrics": ",".join(METRICS), "repeats": 1}
+RANDOM_LABELS = (
+    "grad_norm, snip and zico need labels: these are drawn at random, also where the data has some."
+)
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ def parse_score(argv: Sequence[str]) -> tuple[str, ScoreOptions]:
         command="score",
         usage="[PRESET]",
         description="Measure architectures by every metric, and write a CSV file with a row for "
-        f"each of them.\n\nMetrics:\n\n{metrics}\n\n{list_presets()}",
+        f"each of them.\n\nMetrics:\n\n{metrics}\n\n{RANDOM_LABELS}\n\n{list_presets()}",
         default=ScoreOptions(config),
     )
 
@@ -165,17 +168,23 @@ def _architectures(space: "SearchSpace", options: ScoreOptions) -> "Masks":
 
     from tenas_jax import api
     from tenas_jax.architectures import enumeration
-    from tenas_jax.host.files import file_errors
+    from tenas_jax.host.files import read_text
+    from tenas_jax.searching.sizes import require_rows
 
     if options.all:
         return enumeration.enumerate_all(space)
     if options.sample is not None:
+        require_rows(options.sample, int(options.config.repeats))
         rng = np.random.default_rng(options.config.seed)
         return enumeration.sample(space, options.sample, rng)
     texts: Sequence[str] = options.genotypes
     if options.file is not None:
-        with file_errors(options.file):
-            texts = [line for line in options.file.read_text().splitlines() if line.strip()]
+        lines = enumerate(read_text(options.file).splitlines(), start=1)
+        numbered = {number: line for number, line in lines if line.strip()}
+        texts = list(numbered.values())
+        for number, line in numbered.items():
+            with within(f"{options.file}, line {number}"):
+                space.from_string(line)
     if not texts:
         raise InputError("no architecture to score: give genotypes, --file, --sample or --all")
     return api.masks_of(space, texts)

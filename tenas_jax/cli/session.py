@@ -9,7 +9,8 @@ import jax
 from rich.console import Console
 
 from tenas_jax.cli.folders import changed_fields, default_folder
-from tenas_jax.cli.terminal import how_to_go_on, run_interruptibly
+from tenas_jax.cli.messages import how_to_go_on
+from tenas_jax.cli.signals import run_interruptibly
 from tenas_jax.configs import CUSTOM, DEFAULT_PRESET, PRESETS, get_preset, summary
 from tenas_jax.host.devices import Machine, configure_jax
 from tenas_jax.host.processes import is_main, shared_errors
@@ -106,7 +107,7 @@ def run_resumably(
         Exit code: 0, or 130 or 143 after SIGINT or SIGTERM.
     """
     return run_interruptibly(
-        work,
+        lambda _: work(),
         lambda: how_to_go_on(command, argv, resume=(workdir / "trace.jsonl").exists()),
     )
 

@@ -1,15 +1,12 @@
-"""What all commands share: flags, interruptions, and errors in a line."""
+"""The flags of commands, and errors in them as one line."""
 
 import contextlib
 import dataclasses
 import io
 import itertools
-import shlex
-import signal
-import sys
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
 import tyro
@@ -18,10 +15,6 @@ from tenas_jax.errors import InputError
 from tenas_jax.host.files import require_local
 
 Options = TypeVar("Options")
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived."""
 
 
 def parse(
@@ -58,6 +51,13 @@ def parse(
         ...
         tenas_jax.errors.InputError: Unrecognized options: --sede, 3 (see tenas search --help)
     """
+    for before, word in itertools.pairwise(("", *words)):
+        if not word.strip() or re.fullmatch(r"--[\w.-]+=\s*", word):
+            name = word.strip("= ") or before
+            given_to = f" after {name}" if name.startswith("--") else ""
+            raise InputError(
+                f"an empty word{given_to}: give it a value (see tenas {command} --help)"
+            )
     complaints = io.StringIO()
     given: dict[str, Any] = {} if default is None else {"default": default}
     try:
@@ -75,74 +75,6 @@ def parse(
         if exit.code == 0:
             raise
         raise _one_line(exit, complaints.getvalue(), command) from None
-
-
-@contextlib.contextmanager
-def terminable() -> Iterator[None]:
-    """Let SIGTERM raise `Terminated` in this context, as SIGINT raises `KeyboardInterrupt`."""
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        raise Terminated
-
-    previous = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def run_interruptibly(work: Callable[[], None], explain: Callable[[], str]) -> int:
-    """Do something that SIGINT or SIGTERM may end, with one line.
-
-    Args:
-        work: what to do.
-        explain: says what an interruption leaves.
-
-    Returns:
-        Exit code: 0, or 130 or 143 after SIGINT or SIGTERM.
-    """
-    try:
-        with terminable():
-            work()
-    except (KeyboardInterrupt, Terminated) as interruption:
-        complain(explain())
-        return exit_code(interruption)
-    return 0
-
-
-def how_to_go_on(command: str, argv: Sequence[str], *, resume: bool) -> str:
-    """What to type after an interruption.
-
-    Args:
-        command: the one that was interrupted.
-        argv: the words after it.
-        resume: whether there is something to go on with.
-
-    Example:
-        >>> how_to_go_on("search", ["--seed", "3"], resume=True)
-        'interrupted; go on with: tenas search --seed 3 --resume'
-    """
-    again = shlex.join(["tenas", command, *(word for word in argv if word != "--resume")])
-    return f"interrupted; go on with: {again}{' --resume' if resume else ''}"
-
-
-def exit_code(interruption: BaseException) -> int:
-    """What the shell expects of a process that a signal ended.
-
-    Example:
-        >>> exit_code(KeyboardInterrupt()), exit_code(Terminated())
-        (130, 143)
-    """
-    return 143 if isinstance(interruption, Terminated) else 130
-
-
-def complain(text: str) -> None:
-    """Print what is wrong as one line on standard error.
-
-    Args:
-        text: what is wrong, and what would be right.
-    """
-    print("tenas:", " ".join(text.split()), file=sys.stderr)
 
 
 def _require_local_paths(options: Any) -> None:

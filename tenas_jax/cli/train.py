@@ -1,26 +1,28 @@
 """`tenas train`: train what a search has found."""
 
-import argparse
 import contextlib
 import logging
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
 
 from tenas_jax.cli.folders import changed_fields, default_folder
-from tenas_jax.cli.terminal import Terminated, complain, exit_code, how_to_go_on, parse, terminable
+from tenas_jax.cli.messages import complain, how_to_go_on
+from tenas_jax.cli.signals import Explain, Signals, run_interruptibly
+from tenas_jax.cli.terminal import parse
 from tenas_jax.errors import InputError
 from tenas_jax.host.devices import Machine, configure_jax
 from tenas_jax.host.locks import locked
 from tenas_jax.host.processes import is_main, shared_errors
+from tenas_jax.numerics import MAX_STEPS
 from tenas_jax.searching.progress import progress_bar, say
-from tenas_jax.training.recipes import RECIPES, Recipe, get_recipe
+from tenas_jax.training.recipes import RECIPES, Recipe, get_recipe, require_fits
 
 if TYPE_CHECKING:
     from tenas_jax.architectures.space import SearchSpace
@@ -55,13 +57,6 @@ class TrainOptions:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
-@dataclass
-class Interruption:
-    """The signal that asks a training to end, once it has come."""
-
-    number: signal.Signals | None = None
-
-
 def run(argv: Sequence[str]) -> int:
     """Run `tenas train`.
 
@@ -75,6 +70,7 @@ def run(argv: Sequence[str]) -> int:
         InputError: the words, the data or the output folder cannot be used.
     """
     architecture, options = parse_train(argv)
+    require_fits(options.config)
     # Words that cannot be understood and --help need not wait for what this imports.
     from tenas_jax.spaces.registry import load_genotype
 
@@ -84,14 +80,13 @@ def run(argv: Sequence[str]) -> int:
     output = options.output or default_folder(
         f"train-{options.recipe}", options.config.seed, changes
     )
-    try:
-        with terminable():
-            code = _train(space, genotype, options, output)
-    except (KeyboardInterrupt, Terminated) as interruption:
-        code = exit_code(interruption)
-    if code:
-        complain(how_to_go_on("train", argv, resume=(output / "config.json").exists()))
-    return code
+
+    def explain() -> str:
+        return how_to_go_on("train", argv, resume=(output / "config.json").exists())
+
+    return run_interruptibly(
+        lambda signals: _train(space, genotype, options, output, signals, explain), explain
+    )
 
 
 def parse_train(argv: Sequence[str]) -> tuple[str, TrainOptions]:
@@ -113,9 +108,7 @@ def parse_train(argv: Sequence[str]) -> tuple[str, TrainOptions]:
     """
     named = bool(argv) and not argv[0].startswith("-")
     words = argv[1:] if named else argv
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--recipe", nargs="?")
-    recipe = first.parse_known_args(words)[0].recipe or _default_recipe(argv[0] if named else None)
+    recipe = _named_recipe(words) or _default_recipe(argv[0] if named else None)
     options = parse(
         TrainOptions,
         words,
@@ -129,7 +122,18 @@ def parse_train(argv: Sequence[str]) -> tuple[str, TrainOptions]:
     )
     if not named:
         raise InputError("name what to train: tenas train GENOTYPE|WORKDIR, then the flags")
+    if options.recipe != recipe:
+        raise InputError(f"--recipe is {recipe} and {options.recipe}: give it once")
     return argv[0], options
+
+
+def _named_recipe(words: Sequence[str]) -> str | None:
+    """What follows `--recipe`, from which the other flags have their defaults."""
+    for word, following in pairwise([*words, ""]):
+        name, equals, value = word.partition("=")
+        if name == "--recipe":
+            return value if equals else following
+    return None
 
 
 def _default_recipe(architecture: str | None) -> str:
@@ -141,31 +145,6 @@ def _default_recipe(architecture: str | None) -> str:
     if space.name not in DEFAULT_RECIPES:
         raise InputError(f"no recipe is for {space.name}: give one by --recipe")
     return DEFAULT_RECIPES[space.name]
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[Interruption]:
-    """Let SIGINT and SIGTERM be noted in this context, so that a step is not torn.
-
-    Yields:
-        What notes them. A second signal does what it did before.
-    """
-    interruption = Interruption()
-
-    def note(number: int, frame: FrameType | None) -> None:
-        interruption.number = signal.Signals(number)
-        restore()
-
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    try:
-        yield interruption
-    finally:
-        restore()
 
 
 @contextlib.contextmanager
@@ -196,7 +175,14 @@ def show_progress(console: Console) -> "Iterator[Callable[[Progress], None]]":
         yield update
 
 
-def _train(space: "SearchSpace", genotype: str, options: TrainOptions, output: Path) -> int:
+def _train(
+    space: "SearchSpace",
+    genotype: str,
+    options: TrainOptions,
+    output: Path,
+    signals: Signals,
+    explain: Explain,
+) -> int:
     from tenas_jax.data.labeled import load_split
     from tenas_jax.spaces.registry import get_space
     from tenas_jax.training import loop
@@ -221,6 +207,9 @@ def _train(space: "SearchSpace", genotype: str, options: TrainOptions, output: P
         split = load_split(
             recipe, lambda done, total: bar.update(task, completed=done, total=total)
         )
+    steps = recipe.epochs * (split.train.count // recipe.batch_size)
+    if steps > MAX_STEPS:
+        raise InputError(f"{recipe.epochs} epochs have {steps} steps: {MAX_STEPS} are possible")
     training = training_of(genotype, recipe, split)
     say(
         console,
@@ -229,7 +218,13 @@ def _train(space: "SearchSpace", genotype: str, options: TrainOptions, output: P
     )
     with locked(output, flag="--output"):
         open_output(output, training, resume=options.resume)
-        with interruptible() as interruption, show_progress(console) as progress:
+        with show_progress(console) as show:
+
+            def progress(done: "Progress") -> None:
+                # Before the first step nothing is to be saved, and it may compile for minutes.
+                signals.note_next()
+                show(done)
+
             finished = loop.fit(
                 training,
                 split,
@@ -238,12 +233,14 @@ def _train(space: "SearchSpace", genotype: str, options: TrainOptions, output: P
                 schedule=loop.Schedule(
                     options.log_every, options.checkpoint_every, options.keep_last
                 ),
-                stopped=lambda: interruption.number is not None,
+                stopped=lambda: signals.noted is not None,
                 progress=progress,
             )
         if not finished:
             # In a cluster another process may have been asked.
-            return 128 + (interruption.number or signal.SIGTERM)
+            complain(explain())
+            return 128 + (signals.noted or signal.SIGTERM)
+        signals.note_no_more()
         if is_main():
             write_result(output, options.recipe, console)
     return 0

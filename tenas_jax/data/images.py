@@ -8,8 +8,6 @@ import functools
 import hashlib
 import importlib.resources
 import itertools
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,14 +16,17 @@ import numpy as np
 import PIL.Image
 from jaxtyping import Int, UInt8
 
+from tenas_jax.data.archives import read_array, read_header
+from tenas_jax.data.folders import FORMATS, image_files, read_image
 from tenas_jax.data.normalization import (
     Channels,
     known_normalization,
     measured_normalization,
 )
 from tenas_jax.data.tfds import tfds_builder
-from tenas_jax.errors import InputError, first_line
-from tenas_jax.host.files import require_local
+from tenas_jax.errors import InputError
+from tenas_jax.host.files import require_local, user_path
+from tenas_jax.host.memory import require_memory
 
 # The color photographs of everyday scenes that are files of the scikit-image wheel, so that
 # reading them needs no network. The right-hand motorcycle is left out: it repeats the left one.
@@ -34,7 +35,6 @@ PHOTO_MIN_CONTRAST = 20.0  # standard deviation of some channel, in 0..255; a cl
 
 Image = UInt8[np.ndarray, "_ _ channels"]
 BILINEAR = PIL.Image.Resampling.BILINEAR
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -115,9 +115,9 @@ def load_images(
         case "photos", "":
             count, images = limit, _photo_crops(image_size, seed)
         case "npz", path if path:
-            count, images = npz_images(Path(path).expanduser(), limit, seed, channels)
+            count, images = _of_archive(user_path(path), limit, seed, channels)
         case "folder", path if path:
-            count, images = _folder_images(Path(path).expanduser(), limit, seed)
+            count, images = _of_folder(user_path(path), limit, seed)
         case "tfds", name if name:
             count, images = _tfds_images(name, limit, seed, data_dir)
         case _:
@@ -129,6 +129,10 @@ def load_images(
             f"image source {source!r} gives {count} images (limit {limit}), "
             f"but a batch needs {minimum}: use more images or a smaller batch"
         )
+    require_memory(
+        count * image_size**2 * channels,
+        f"{count} images of {image_size} x {image_size}: use fewer or smaller ones; they",
+    )
     resized = np.empty((count, image_size, image_size, channels), np.uint8)
     for i, image in enumerate(itertools.islice(images, count)):
         resized[i] = _resize(_with_channels(image, channels), image_size)
@@ -213,60 +217,34 @@ def _photo_crops(size: int, seed: int) -> Iterator[Image]:
         yield crop
 
 
-def npz_images(path: Path, limit: int, seed: int, channels: int = 3) -> tuple[int, Iterator[Image]]:
-    """How many images of an archive are taken, and the images: a sample of at most `limit`."""
-    if not path.is_file():
-        raise InputError(f"no file {str(path)!r}: npz:PATH names an existing .npz file")
-    if not zipfile.is_zipfile(path):
-        raise InputError(f"{str(path)!r} is not an .npz file: write it with numpy.savez(PATH, x=x)")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if "x" not in archive:
-                arrays = ", ".join(archive) or "none"
-                raise InputError(f"{str(path)!r} has no array 'x' (its arrays: {arrays})")
-            x = archive["x"]
-    except InputError:
-        raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"cannot read array 'x' of {str(path)!r}: {first_line(error)}") from error
-    fits = x.ndim == 4 and (x.shape[-1] == channels or (x.shape[-1], channels) == (3, 1))
-    if x.dtype != np.uint8 or not fits or 0 in x.shape[1:]:
+def npz_images(path: Path, channels: int = 3) -> UInt8[np.ndarray, "n _ _ channels"]:
+    """The images of an archive, its array `x`.
+
+    Raises:
+        InputError: they cannot be read, or are no images of so many channels.
+    """
+    shape, dtype = read_header(path, "x")
+    fits = len(shape) == 4 and (shape[-1] == channels or (shape[-1], channels) == (3, 1))
+    if dtype != np.uint8 or not fits or 0 in shape[1:]:
         raise InputError(
-            f"array 'x' of {str(path)!r} is {x.dtype} of shape {x.shape}: "
+            f"array 'x' of {str(path)!r} is {dtype} of shape {shape}: "
             f"use uint8 of shape (n, height, width, {channels})"
         )
+    return read_array(path, "x")
+
+
+def _of_archive(path: Path, limit: int, seed: int, channels: int) -> tuple[int, Iterator[Image]]:
+    x = npz_images(path, channels)
     chosen = _sample(len(x), limit, seed)
     return len(chosen), (x[i] for i in chosen)
 
 
-def _folder_images(path: Path, limit: int, seed: int) -> tuple[int, Iterator[Image]]:
-    if not path.is_dir():
-        raise InputError(f"no folder {str(path)!r}: folder:PATH names a folder of images")
-    files = sorted(
-        (file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES),
-        key=lambda file: file.relative_to(path).as_posix(),
-    )
+def _of_folder(path: Path, limit: int, seed: int) -> tuple[int, Iterator[Image]]:
+    files = image_files(path)
+    if not files:
+        raise InputError(f"{str(path)!r} has no images ({FORMATS}): name a folder that has some")
     chosen = _sample(len(files), limit, seed)
     return len(chosen), (read_image(files[i]) for i in chosen)
-
-
-def read_image(path: Path) -> Image:
-    """An image file as RGB: gray is repeated, a palette looked up, transparency dropped."""
-    try:
-        with PIL.Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):  # Pillow would clip these at 255
-                raise InputError(
-                    f"image {str(path)!r} has more than 8 bits per channel: convert it to 8 bits"
-                )
-            # Through RGBA, because Pillow warns when it drops the transparency of a palette.
-            opaque = image.convert("RGBA") if image.has_transparency_data else image
-            return np.asarray(opaque.convert("RGB"))
-    except InputError:
-        raise
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        raise InputError(
-            f"cannot read image {str(path)!r}: {first_line(error)}; repair or remove it"
-        ) from error
 
 
 def _tfds_images(

@@ -1,7 +1,6 @@
 """Labeled images for training: sources, the held-out part, and batches in a reproducible order."""
 
 import hashlib
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +14,9 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Int, UInt8
 from PIL import Image, ImageOps
 
-from tenas_jax.data.images import IMAGE_SUFFIXES, npz_images, read_image
+from tenas_jax.data.archives import read_array, read_header
+from tenas_jax.data.folders import FORMATS, class_folders, image_files, read_image
+from tenas_jax.data.images import npz_images
 from tenas_jax.data.normalization import (
     Normalization,
     known_normalization,
@@ -23,12 +24,13 @@ from tenas_jax.data.normalization import (
 )
 from tenas_jax.data.tfds import tfds_builder
 from tenas_jax.errors import InputError
-from tenas_jax.host.files import require_local
+from tenas_jax.host.files import require_local, user_path
 
 IN_MEMORY = 4 << 30  # bytes; of larger data sets each batch is read when it is due
 HELD_OUT = 6  # one image of so many, as in CIFAR
 READERS = 16
 AHEAD = 2  # batches read while the devices compute
+MOST_CLASSES = 10**6
 SAMPLE = 4096  # images from which mean and standard deviation are computed
 
 NumPyBatch = tuple[UInt8[np.ndarray, "n size size 3"], Int[np.ndarray, " n"]]
@@ -118,7 +120,7 @@ def load_split(recipe: Wanted, progress: Progress | None = None) -> Split:
         train = _tfds(name, "train", recipe, progress)
         test = None if recipe.test_data else _tfds_held_out(name, recipe, progress)
     else:
-        source = _OPEN[kind](Path(name).expanduser())
+        source = _OPEN[kind](user_path(name))
         held_out = held_out_part(source.labels) if recipe.test_data is None else None
         everything = np.arange(len(source.labels))
         chosen = everything if held_out is None else everything[~held_out]
@@ -164,7 +166,7 @@ def load_test_data(
     if kind == "tfds":
         test = _tfds_held_out(name, recipe, progress)
     else:
-        opened = _OPEN[kind](Path(name).expanduser())
+        opened = _OPEN[kind](user_path(name))
         test = _labeled(opened, np.arange(len(opened.labels)), recipe.read_size, progress)
     # Arrays do not name their classes, and a part may lack the last ones.
     complete = kind == "npz" or len(test.classes) == len(classes)
@@ -271,37 +273,31 @@ def _parse(source: str) -> tuple[str, str]:
 
 
 def _open_npz(path: Path) -> _Source:
-    _, images = npz_images(path, sys.maxsize, 0)
-    x = list(images)
-    with np.load(path, allow_pickle=False) as archive:
-        if "y" not in archive:
-            raise InputError(f"{str(path)!r} has no array 'y': training needs the labels")
-        try:
-            y = archive["y"]
-        except ValueError as error:  # Python objects
-            raise InputError(f"cannot read array 'y' of {str(path)!r}: {error}") from error
-    if y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer) or not len(y) or y.min() < 0:
+    x = npz_images(path)
+    shape, dtype = read_header(path, "y")
+    if shape != (len(x),) or not np.issubdtype(dtype, np.integer) or not len(x):
         raise InputError(
-            f"array 'y' of {str(path)!r} is {y.dtype} of shape {y.shape}: "
+            f"array 'y' of {str(path)!r} is {dtype} of shape {shape}: "
             f"use integers of at least 0, of shape ({len(x)},)"
         )
-    return _Source(y.astype(np.int32), tuple(map(str, range(y.max() + 1))), x.__getitem__)
+    y = read_array(path, "y")
+    first, last = int(y.min()), int(y.max())  # in the labels' own type one more may be 0
+    if first < 0 or last >= MOST_CLASSES:
+        raise InputError(
+            f"array 'y' of {str(path)!r} has the label {first if first < 0 else last}: number the "
+            f"classes from 0, up to {MOST_CLASSES - 1}"
+        )
+    return _Source(y.astype(np.int32), tuple(map(str, range(last + 1))), x.__getitem__)
 
 
 def _open_folder(path: Path) -> _Source:
-    if not path.is_dir():
-        raise InputError(f"no folder {str(path)!r}: folder:PATH names a folder of images")
-    folders = sorted(
-        each for each in path.iterdir() if each.is_dir() and not each.name.startswith(".")
-    )
-    files = [
-        (file, label)
-        for label, folder in enumerate(folders)
-        for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in IMAGE_SUFFIXES
-    ]
+    folders = class_folders(path)
+    # One walk each: a link from one class to another gives both the images.
+    files = [(file, label) for label, each in enumerate(folders) for file in image_files(each)]
     if not files:
-        raise InputError(f"{str(path)!r} has no images in folders: make a folder for each class")
+        raise InputError(
+            f"{str(path)!r} has no images in folders ({FORMATS}): make a folder for each class"
+        )
     return _Source(
         np.array([label for _, label in files], np.int32),
         tuple(folder.name for folder in folders),
@@ -325,13 +321,14 @@ def _tfds_held_out(name: str, recipe: Wanted, progress: Progress | None) -> Labe
 
 def _tfds(name: str, split: str, recipe: Wanted, progress: Progress | None) -> LabeledImages:
     builder = tfds_builder(name, recipe.data_dir)
-    features = builder.info.features
-    if split not in builder.info.splits or not {"image", "label"} <= set(features):
+    features = dict(builder.info.features.items())
+    classes = getattr(features.get("label"), "names", None)  # only of labels of classes
+    if split not in builder.info.splits or "image" not in features or classes is None:
         raise InputError(
             f"TFDS data set {name!r} has no split {split!r} of 'image' and 'label' (its splits: "
             f"{', '.join(builder.info.splits)}; its features: {', '.join(features)})"
         )
-    count, classes = builder.info.splits[split].num_examples, tuple(features["label"].names)
+    count = builder.info.splits[split].num_examples
     fits = _fits(count, recipe.read_size)
     if not fits:
         builder = tfds_builder(name, recipe.data_dir, at_random=True)
@@ -351,11 +348,17 @@ def _tfds(name: str, split: str, recipe: Wanted, progress: Progress | None) -> L
     def example(record: Mapping[str, Any]) -> tuple[UInt8[np.ndarray, "size size 3"], int]:
         image = record["image"]
         rgb = np.broadcast_to(image, (*image.shape[:2], 3))
-        return _fit(rgb, recipe.read_size), int(record["label"])
+        label = int(record["label"])
+        if not 0 <= label < len(classes):
+            raise InputError(
+                f"TFDS data set {name!r} has the label {label} in its split {split!r}: there are "
+                f"{len(classes)} classes"
+            )
+        return _fit(rgb, recipe.read_size), label
 
     if fits:
         images, labels = zip(*map(example, stored), strict=True)
-        source = _Source(np.array(labels, np.int32), classes, images.__getitem__)
+        source = _Source(np.array(labels, np.int32), tuple(classes), images.__getitem__)
         return _labeled(source, np.arange(count), recipe.read_size, progress)
     pool = ThreadPoolExecutor(READERS)
 
@@ -366,7 +369,7 @@ def _tfds(name: str, split: str, recipe: Wanted, progress: Progress | None) -> L
 
     # To read all of it would take too long.
     digest = hashlib.sha256(f"{builder.info.full_name} {split} {count}".encode())
-    return LabeledImages(count, classes, take, digest.hexdigest())
+    return LabeledImages(count, tuple(classes), take, digest.hexdigest())
 
 
 def _labeled(

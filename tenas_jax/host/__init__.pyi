@@ -1,11 +1,15 @@
 from .devices import Machine as Machine
 from .devices import configure_jax as configure_jax
+from .devices import start_jax as start_jax
 from .files import file_errors as file_errors
 from .files import read_json as read_json
+from .files import read_text as read_text
 from .files import require_local as require_local
+from .files import user_path as user_path
 from .files import whole_file as whole_file
 from .files import write_json as write_json
 from .locks import locked as locked
+from .memory import require_memory as require_memory
 from .processes import LostProcess as LostProcess
 from .processes import exchange as exchange
 from .processes import is_main as is_main

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from tenas_jax.errors import InputError
+from tenas_jax.errors import InputError, first_line
 from tenas_jax.host.files import require_local
 from tenas_jax.host.processes import join
 
 NO_CACHE = "none"
+MOST_PER_CORE, MOST_DEVICES = 4, 64  # of a process; each has its threads and its memory
 
 
 def default_cache() -> str:
@@ -25,8 +26,11 @@ def default_cache() -> str:
     Returns:
         A path.
     """
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return str(Path(root) / "tenas_jax")
+    root = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return str((Path(root) if root else Path.home() / ".cache") / "tenas_jax")
+    except RuntimeError:  # no home folder is known
+        return NO_CACHE
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ class Machine:
     distributed: tyro.conf.FlagCreatePairsOff[bool] = False
     """Share the work with other processes that are started with the same words."""
     coordinator_address: str | None = None
-    """HOST:PORT on which process 0 listens; None asks the cluster's environment."""
+    """HOST:PORT on which process 0 listens, to anyone who reaches it; None asks the cluster's
+    environment."""
     process_count: int | None = None
     """Number of processes; None asks the cluster's environment."""
     process_id: int | None = None
@@ -51,6 +56,9 @@ class Machine:
         address, count, index = self.coordinator_address, self.process_count, self.process_id
         if self.devices is not None and self.devices < 1:
             raise InputError(f"devices must be at least 1, not {self.devices}")
+        most = max(MOST_DEVICES, MOST_PER_CORE * _cores())
+        if self.devices is not None and self.devices > most:
+            raise InputError(f"devices must be at most {most} here, not {self.devices}")
         if not self.distributed and (address, count, index) != (None, None, None):
             raise InputError(
                 "--coordinator-address, --process-count and --process-id need --distributed"
@@ -80,12 +88,21 @@ def configure_jax(machine: Machine) -> Sequence[jax.Device]:
         The devices of all processes.
 
     Raises:
-        InputError: there are fewer devices, or no cluster to join.
+        InputError: there are fewer devices, no cluster to join, or JAX cannot start like this.
     """
     devices, cache = machine.devices, machine.compilation_cache
     # SciPy's LAPACK, which JAX calls: its threads would spin on the cores of other devices.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    jax.config.update("jax_num_cpu_devices", max(2, devices or _cores()))
+    cpus = max(2, devices or _cores())
+    try:
+        jax.config.update("jax_num_cpu_devices", cpus)
+    except RuntimeError as error:  # JAX has started; a process has its devices for its life
+        there = jax.local_devices()
+        if there[0].platform == "cpu" and len(there) != cpus:
+            raise InputError(
+                f"JAX has started with {len(there)} CPU devices, not {cpus}: start tenas in a "
+                "process of its own"
+            ) from error
     if cache != NO_CACHE and _is_writable(Path(cache)):
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -96,13 +113,33 @@ def configure_jax(machine: Machine) -> Sequence[jax.Device]:
             machine.process_id,
             None if machine.devices is None else list(range(machine.devices)),
         )
-    available = _start_on_one_core() if devices == 1 else jax.devices()
+    available = _start_on_one_core() if devices == 1 else start_jax()
     if available[0].platform == "cpu":
         return available
     if devices is not None and devices > len(available):
         raise InputError(f"there are {len(available)} devices, not {devices}: lower --devices")
     # A process of a cluster sees no more devices than it is to use.
     return available if machine.distributed else available[:devices]
+
+
+def start_jax() -> list[jax.Device]:
+    """The devices of all processes, with which JAX starts if it has not.
+
+    Raises:
+        InputError: JAX has no such backend, or is told not to compile.
+    """
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        raise InputError("JAX_DISABLE_JIT is set, and everything here is compiled: unset it")
+    try:
+        return jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        platforms = jax.config.values["jax_platforms"]
+        # An assertion fails, without a message, where a package is missing.
+        reason = "" if isinstance(error, AssertionError) else f" ({first_line(error)})"
+        raise InputError(
+            f"JAX cannot start on JAX_PLATFORMS={platforms}{reason}: set it to what "
+            "is there, such as cpu, or install the package for it"
+        ) from error
 
 
 # One thread for each device: every core is a device. The older kernel generator compiles the many
@@ -141,10 +178,10 @@ def compiler_options(platform: str) -> dict[str, str | bool]:
 def _start_on_one_core() -> list[jax.Device]:
     """The devices, whose threads are all on one core if they are CPUs."""
     if not hasattr(os, "sched_setaffinity"):
-        return jax.devices()
+        return start_jax()
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})  # threads that JAX starts inherit it, earlier ones do not
-    available = jax.devices()
+    available = start_jax()
     if available[0].platform != "cpu":
         os.sched_setaffinity(0, cores)
     return available

@@ -4,10 +4,12 @@ A checksum is the CRC-32 of a record's JSON text with sorted keys, as eight hexa
 its member `crc32`. It finds damage and edits, and does not mind another layout of the text.
 """
 
+import gzip
 import json
 import math
 import os
 import re
+import stat
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
@@ -15,7 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tenas_jax.errors import InputError
+from tenas_jax.errors import InputError, first_line
+
+LARGEST_TEXT = 1 << 28  # bytes
 
 CHECKSUM = "crc32"
 
@@ -69,7 +73,8 @@ def file_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"cannot use {path}: {error.strerror or error}") from error
+        reason = error.strerror or first_line(error)
+        raise InputError(f"cannot use {path}: {reason}") from error
 
 
 @contextmanager
@@ -110,6 +115,60 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         json.dump({**value, CHECKSUM: checksum(value)}, file, indent=1, allow_nan=False)
 
 
+def user_path(text: str) -> Path:
+    """The path that a user means, where `~` is the home folder.
+
+    Args:
+        text: what was written.
+
+    Raises:
+        InputError: there is no such home folder.
+
+    Example:
+        >>> user_path("~nobody-of-this-name/images")
+        Traceback (most recent call last):
+        ...
+        tenas_jax.errors.InputError: cannot use ~nobody-of-this-name/images: no home folder is known
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"cannot use {text}: no home folder is known") from error
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, in UTF-8 or, as editors on Windows write it, in UTF-16.
+
+    Args:
+        path: the file; decompressed if its name ends in `.gz`.
+
+    Raises:
+        InputError: it cannot be read, is no regular file, is too large or is no text.
+    """
+    with file_errors(path):
+        mode = path.stat().st_mode
+        # Pipes of the shell are in /dev or /proc; another one may have no writer.
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or path.parts[:2] in _SYSTEM):
+            raise InputError(f"cannot use {path}: it is no regular file")
+        try:
+            with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+                content = file.read(LARGEST_TEXT + 1)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise InputError(f"{path} cannot be read ({error}): compress it anew") from error
+    if len(content) > LARGEST_TEXT:
+        raise InputError(f"{path} has more than {LARGEST_TEXT >> 20} MB of text: split it")
+    try:
+        return content.decode(json.detect_encoding(content)).removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is no text: its byte {error.start + 1} is not {error.encoding.upper()}; save "
+            "it as UTF-8"
+        ) from error
+
+
+_SYSTEM = (("/", "dev"), ("/", "proc"))
+
+
 def read_json(path: Path, *, remedy: str) -> dict[str, Any]:
     """Read a file that `write_json` wrote.
 
@@ -121,12 +180,11 @@ def read_json(path: Path, *, remedy: str) -> dict[str, Any]:
         Its value, without the checksum.
 
     Raises:
-        InputError: the file cannot be read, is damaged, or has no checksum.
+        InputError: the file cannot be read, is no text, is damaged, or has no checksum.
     """
-    with file_errors(path):
-        content = path.read_bytes()
+    text = read_text(path)
     try:
-        return unsealed(content)
+        return unsealed(text)
     except KeyError:
         reason = "has no checksum, so it is of another version"
     except ValueError:

@@ -160,7 +160,9 @@ def join(
     """Connect this process to the others of a distributed run; to be called before JAX starts.
 
     Args:
-        coordinator_address: HOST:PORT on which process 0 listens; None: the cluster's environment.
+        coordinator_address: HOST:PORT on which process 0 listens, and on no other address: whoever
+            reaches it is taken for a process of this run; None: the cluster's environment, with
+            which process 0 listens on all its addresses.
         process_count: number of processes; None: the cluster's environment.
         process_id: which process this is, from 0; None: the cluster's environment.
         local_devices: indices of the devices of this process to use; None: all.
@@ -177,6 +179,7 @@ def join(
             process_count,
             process_id,
             local_device_ids=local_devices,
+            coordinator_bind_address=coordinator_address,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=HEARTBEAT_SECONDS,
         )

@@ -310,6 +310,7 @@ def zico(
         raise InputError(f"x and labels have {batches[0]} and {batches[1]} batches: give as many")
     if batches[0] < 2:
         raise InputError("ZiCo of 1 batch has no deviation: give 2 or more along the first axis")
+    _require_labels(labels)
 
     def gradients(batch: tuple[Any, Shaped[Array, "n"]]) -> list[Array]:
         return select_leaves(loss_gradient(params, apply_fn, *batch), select)
@@ -381,13 +382,7 @@ def cross_entropy(
         raise InputError(f"labels of shape {labels.shape} for {n} samples: give one label for each")
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise InputError(f"labels are {labels.dtype}: give integers from 0 to {classes - 1}")
-    # Not `jnp`: in a function that is traced it would make tracers of constants.
-    known = np.arange(0) if isinstance(labels, jax.core.Tracer) else np.asarray(labels)
-    if ((known < 0) | (known >= classes)).any():
-        raise InputError(
-            f"labels from {known.min()} to {known.max()} for {classes} classes: give integers from "
-            f"0 to {classes - 1}"
-        )
+    _require_labels(labels, classes)
     losses: Array = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return losses.mean()
 
@@ -456,6 +451,17 @@ def saliency(params: PyTree, gradient: PyTree, select: Select = is_weight) -> Fl
     """
     pairs = zip(select_leaves(params, select), select_leaves(gradient, select), strict=True)
     return jnp.stack([jnp.abs(theta * g).sum() for theta, g in pairs]).sum()
+
+
+def _require_labels(labels: Shaped[Array, "..."], classes: int | None = None) -> None:
+    """Refuse labels of no class, where they are known: not under `jit` or `vmap`."""
+    if isinstance(labels, jax.core.Tracer) or not labels.size:
+        return
+    # Not `jnp`: in a function that is traced it would make tracers of constants.
+    first, last = np.asarray(labels).min(), np.asarray(labels).max()
+    if first < 0 or (classes is not None and last >= classes):
+        most = "" if classes is None else f" to {classes - 1}"
+        raise InputError(f"labels from {first} to {last}: give integers from 0{most}")
 
 
 def _selected(stacked: Select, tree: PyTree, select: Select) -> list[bool]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tenas_jax.errors import InputError
-from tenas_jax.numerics import MAX_SEED
+from tenas_jax.numerics import MAX_CELLS, MAX_SEED
 from tenas_jax.searching.ranking import DIFFERENCES
 
 ENGINES = ("chunked", "neural-tangents")
@@ -39,9 +39,9 @@ class NTKConfig:
         _require_choice("ntk.engine", self.engine, ENGINES)
         if self.chunk_size is not None:
             _require_integer("ntk.chunk_size", self.chunk_size, minimum=1)
-        for name in ("channels", "cells"):
-            if getattr(self, name) is not None:
-                _require_integer(f"ntk.{name}", getattr(self, name), minimum=1)
+        if self.channels is not None:
+            _require_integer("ntk.channels", self.channels, minimum=1)
+        _require_cells("ntk.cells", self.cells)
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,7 @@ class RegionsConfig:
         _require_integer("regions.batches", self.batches, minimum=1)
         _require_integer("regions.patch_size", self.patch_size, minimum=1)
         _require_integer("regions.channels", self.channels, minimum=1)
-        if self.cells is not None:
-            _require_integer("regions.cells", self.cells, minimum=1)
+        _require_cells("regions.cells", self.cells)
 
 
 @dataclass(frozen=True)
@@ -273,6 +272,13 @@ GROUPS: dict[str, type] = {
 def _require_integer(name: str, value: object, *, minimum: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         raise InputError(f"{name} must be an integer of at least {minimum}, not {value!r}")
+
+
+def _require_cells(name: str, value: int | None) -> None:
+    if value is not None:
+        _require_integer(name, value, minimum=1)
+        if value > MAX_CELLS:
+            raise InputError(f"{name} must be at most {MAX_CELLS}, not {value}")
 
 
 def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -10,6 +10,7 @@ from tenas_jax.networks.initializers import DEFAULT, get_initializer
 from tenas_jax.resolve import sources_of
 from tenas_jax.searching.config import SearchConfig
 from tenas_jax.searching.ranking import COMBINATIONS
+from tenas_jax.searching.sizes import require_fits
 from tenas_jax.spaces import get_space
 
 
@@ -18,7 +19,7 @@ class Problem:
     """A configuration, and the objects behind its names.
 
     Raises:
-        InputError: they do not fit together.
+        InputError: they do not fit together, or not into memory.
     """
 
     config: SearchConfig
@@ -41,6 +42,7 @@ class Problem:
                 f"image_size must be a multiple of {space.image_multiple} for {space.name}, not "
                 f"{config.image_size}: its network halves the images"
             )
+        require_fits(config, space)
         for name in (config.ntk.initializer, config.regions.initializer):
             if name != DEFAULT:
                 get_initializer(name)

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from tenas_jax.architectures.genotype import excerpt
 from tenas_jax.architectures.space import (
     Bit,
     Costs,
@@ -152,10 +151,16 @@ class ChoiceSpace:
         form = ",".join(f"{name}={options[0]}" for name, options in dict(self.choices).items())
         pairs = [part.strip().partition("=") for part in text.split(",")]
         given = {name.strip(): option.strip() for name, _, option in pairs}
-        if len(given) != len(pairs) or set(given) != set(self.edge_names):
-            raise InputError(
-                f"{excerpt(text)} is not an architecture of {self.name}: write such as {form}"
-            )
+        for position, (name, equals, _) in enumerate(pairs, start=1):
+            if not equals or name.strip() not in self.edge_names:
+                raise InputError(
+                    f"not an architecture of {self.name}: part {position} of {len(pairs)} gives no "
+                    f"choice an option: write such as {form}"
+                )
+        missing = [name for name in self.edge_names if name not in given]
+        if missing or len(given) != len(pairs):
+            fault = f"{missing[0]} is missing" if missing else "a choice is given twice"
+            raise InputError(f"not an architecture of {self.name}: {fault}: write such as {form}")
         mask = np.zeros(self.shape, bool)
         for edge, (name, options) in enumerate(dict(self.choices).items()):
             if given[name] not in options:

@@ -7,8 +7,10 @@ import flax.linen as nn
 from jaxtyping import Array, Bool, Float
 
 from tenas_jax.architectures.cell_space import CellSpace
-from tenas_jax.architectures.genotype import EDGE_LIST
+from tenas_jax.architectures.genotype import Cells, EdgeList, Nodes
+from tenas_jax.architectures.literals import read_numbers
 from tenas_jax.architectures.space import ProxySize, require_mask
+from tenas_jax.errors import InputError
 from tenas_jax.networks.discrete import (
     INITIALIZER,
     DiscreteCell,
@@ -24,6 +26,45 @@ from tenas_jax.networks.ops import ReLUConvBatchNorm, operators, relu
 from tenas_jax.networks.supernet import Cell, classifier, sow_features
 
 STAGES = 3
+# NASLib numbers operators and edges otherwise (naslib/search_spaces/nasbench201/conversions.py).
+NASLIB_OPS = ("skip_connect", "none", "nor_conv_3x3", "nor_conv_1x1", "avg_pool_3x3")
+NASLIB_EDGES = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
+
+
+class Notation(EdgeList):
+    """The benchmark's notation, and the six numbers of NASLib, in its own order.
+
+    NASLib numbers the operators as in `NASLIB_OPS`, unlike the benchmark (0 is `skip_connect` and
+    1 is `none`), and lists the edges by their source node, as in `NASLIB_EDGES`, where this package
+    lists them by their target node: its third number is of the edge from node 0 to node 3.
+
+    Example:
+        >>> from tenas_jax.spaces import NAS_BENCH_201
+        >>> NAS_BENCH_201.to_string(NAS_BENCH_201.from_string("(4, 0, 3, 1, 4, 3)"))
+        '|avg_pool_3x3~0|+|skip_connect~0|none~1|+|nor_conv_1x1~0|avg_pool_3x3~1|nor_conv_1x1~2|'
+    """
+
+    def read(self, space: Cells, text: str) -> list[Nodes]:
+        """The inverse of `write`; a tuple or list of six numbers is read as NASLib's."""
+        numbers = read_numbers(text)
+        if numbers is None:
+            return super().read(space, text)
+        if len(numbers) != len(NASLIB_EDGES):
+            raise InputError(f"{len(numbers)} numbers: {space.name} in NASLib's order has 6")
+        for position, number in enumerate(numbers, start=1):
+            if not 0 <= number < len(NASLIB_OPS):
+                raise InputError(f"number {position} is {number}: choose from 0 to 4")
+        ops = dict(zip(NASLIB_EDGES, (NASLIB_OPS[number] for number in numbers), strict=True))
+        return [
+            [
+                [(ops[source, node], source) for source in range(node)]
+                for node in space.intermediate_nodes
+            ]
+        ]
+
+    def recognizes(self, text: str) -> bool:
+        """Whether a text looks like this notation."""
+        return super().recognizes(text) or len(read_numbers(text) or ()) == len(NASLIB_EDGES)
 
 
 class ResidualBlock(nn.Module):
@@ -228,7 +269,7 @@ NAS_BENCH_201 = CellSpace(
     edges=tuple((source, target) for target in range(1, 4) for source in range(target)),
     cell_types=("cell",),
     input_nodes=1,
-    notation=EDGE_LIST,
+    notation=Notation(),
     macro=Macro(),
     image_multiple=4,
 )

@@ -49,18 +49,22 @@ def load_genotype(text: str) -> tuple[SearchSpace, Mask]:
         >>> space.name, mask.shape
         ('nas-bench-201', (1, 6, 5))
     """
-    for space in SPACES.values():
-        if space.recognizes(text):
-            return space, space.from_string(text)
+    recognizing = [space for space in SPACES.values() if space.recognizes(text)]
+    if len(recognizing) > 1:
+        names = " or of ".join(space.name for space in recognizing)
+        raise InputError(f"these numbers may be of {names}: write the string of the benchmark")
+    if recognizing:
+        return recognizing[0], recognizing[0].from_string(text)
     require_local(text)
     path = Path(text) / "result.json"
     try:
-        is_folder = path.parent.is_dir()
+        is_folder = bool(text.strip()) and path.parent.is_dir()
     except OSError:  # a name that is too long
         is_folder = False
     if not is_folder:
+        given = repr(text) if len(text) <= 60 else f"the text of {len(text)} characters"
         raise InputError(
-            f"{text!r} is no genotype and no folder: write |op~0|+..., Genotype(...), "
+            f"{given} is no genotype and no folder: write |op~0|+..., Genotype(...), "
             "64-41414-..., or name the work directory of a search"
         )
     if not path.exists():
@@ -68,7 +72,7 @@ def load_genotype(text: str) -> tuple[SearchSpace, Mask]:
             f"{text} holds no result.json: name the work directory of a finished search"
         )
     result = read_json(path, remedy="name the genotype instead")
-    if not {"space", "genotype"} <= result.keys():
+    if not all(isinstance(result.get(name), str) for name in ("space", "genotype")):
         raise InputError(f"{path} names no space and genotype: name the result of a search")
     space = get_space(result["space"])
     return space, space.from_string(result["genotype"])

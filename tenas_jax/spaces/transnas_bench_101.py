@@ -1,6 +1,8 @@
 """TransNAS-Bench-101 micro (Duan et al., CVPR 2021, arXiv 2105.11871): six edges, 4 operators."""
 
+import itertools
 import re
+import string
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -8,7 +10,8 @@ import flax.linen as nn
 from jaxtyping import Array, Bool, Float
 
 from tenas_jax.architectures.cell_space import CellSpace
-from tenas_jax.architectures.genotype import Cells, Nodes, excerpt
+from tenas_jax.architectures.genotype import Cells, Nodes
+from tenas_jax.architectures.literals import Misread
 from tenas_jax.architectures.space import ProxySize, require_mask
 from tenas_jax.errors import InputError
 from tenas_jax.networks.discrete import (
@@ -27,6 +30,7 @@ from tenas_jax.spaces.nas_bench_201 import RegionNetwork
 
 MODULES = "41414"  # an even digit doubles the channels, one above 2 halves the images
 PREFIX = f"64-{MODULES}-"
+DIGITS = frozenset(string.digits)
 
 
 class Digits:
@@ -40,30 +44,43 @@ class Digits:
     def read(self, space: Cells, text: str) -> list[Nodes]:
         """The inverse of `write`; the tuple `(a, b, c, d, e, f)` is read as well."""
         sources = [[space.edges[e][0] for e in space.incoming(n)] for n in space.intermediate_nodes]
-        stripped = text.strip()
-        digits = re.sub(r"[\s,()_]", "", stripped.removeprefix(PREFIX))
-        parts = stripped.removeprefix(PREFIX).split("_")
-        lengths = [len(node) for node in sources]
-        well_formed = _TUPLE.fullmatch(stripped) or [len(part) for part in parts] == lengths
-        if not (digits.isascii() and digits.isdecimal() and well_formed) or len(digits) != sum(
-            lengths
-        ):
-            form = PREFIX + "_".join("0" * length for length in lengths)
-            raise InputError(f"{excerpt(text)} is not a genotype of {space.name}: write {form}")
-        unknown = [digit for digit in digits if int(digit) >= len(space.ops)]
-        if unknown:
-            raise InputError(
-                f"{excerpt(text)} has operator {unknown[0]}: choose from 0 to {len(space.ops) - 1}"
-            )
-        rest = iter(digits)
-        return [[[(space.ops[int(next(rest))], source) for source in node] for node in sources]]
+        groups = "_".join("0" * len(node) for node in sources)
+        digits = text.strip().removeprefix(PREFIX)
+        if not _TUPLE.fullmatch(digits):
+            index = _deviation(digits, groups)
+            if index is not None:
+                fault = Misread("this differs", text.index(digits) + index)
+                raise fault.explain(space.name, text, PREFIX + groups)
+        rest = iter(re.findall("[0-9]", digits))
+        nodes = [[(int(next(rest)), source) for source in node] for node in sources]
+        for node, pairs in zip(space.intermediate_nodes, nodes, strict=True):
+            for op, source in pairs:
+                if op >= len(space.ops):
+                    raise InputError(
+                        f"edge {node}<-{source} has operator {op}: choose from 0 to "
+                        f"{len(space.ops) - 1}"
+                    )
+        return [[[(space.ops[op], source) for op, source in pairs] for pairs in nodes]]
 
     def recognizes(self, text: str) -> bool:
         """Whether a text looks like this notation."""
         return text.strip().startswith(PREFIX) or bool(_TUPLE.fullmatch(text.strip()))
 
 
-_TUPLE = re.compile(r"\(\s*\d(\s*,\s*\d){5}\s*,?\s*\)")
+_TUPLE = re.compile(r"\(\s*[0-9](\s*,\s*[0-9]){5}\s*,?\s*\)")
+
+
+def _deviation(text: str, form: str) -> int | None:
+    """Where a text first differs from a form whose zeros stand for digits."""
+    pairs = itertools.zip_longest(text, form)
+    return next(
+        (
+            index
+            for index, (given, wanted) in enumerate(pairs)
+            if not (given == wanted or (wanted == "0" and given is not None and given in DIGITS))
+        ),
+        None,
+    )
 
 
 def modules(

@@ -36,6 +36,11 @@ RANGES = {
 }
 OTHER_FOLDER = "train again in another --output"
 
+EPOCH_METRICS = (
+    *("step", "epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy"),
+    "images_per_second",
+)
+
 Which = Literal["best", "last"]
 
 
@@ -142,6 +147,11 @@ def _read_config(folder: Path) -> tuple[Training, dict[str, Any]]:
         if not path.exists():
             raise InputError(f"{folder} holds no training: name the --output of tenas train")
     config = read_json(path, remedy=OTHER_FOLDER)
+    if "preset" in config:
+        raise InputError(
+            f"{folder} holds a search and no training: train what it has found by tenas train "
+            "FOLDER, and name the --output of that"
+        )
     values = {name: value for name, value in config.items() if name != "environment"}
     try:
         genotype, mean, std, classes, images = map(
@@ -154,6 +164,7 @@ def _read_config(folder: Path) -> tuple[Training, dict[str, Any]]:
             Normalization(tuple(mean), tuple(std)),
             tuple(images),
         )
+        _require_types(training)
     except (AttributeError, KeyError, TypeError, InputError):
         raise InputError(f"{path} is of another version: {OTHER_FOLDER}") from None
     return training, config
@@ -203,7 +214,22 @@ def epoch_records(folder: Path) -> list[dict[str, int | float]]:
     """
     path = folder / METRICS_FILE
     records = read_metrics(path, load_training(folder)).records
-    return [record for record in records if "epoch" in record]
+    epochs = [record for record in records if "epoch" in record]
+    if not all(set(EPOCH_METRICS) <= record.keys() for record in epochs):
+        raise InputError(f"{path} is of another version: {OTHER_FOLDER}")
+    if not epochs:
+        raise InputError(f"{path} holds no epoch: {OTHER_FOLDER}")
+    return epochs
+
+
+def _require_types(training: Training) -> None:
+    """Raise TypeError for values that a file may hold but a training cannot have."""
+    names = training.genotype, *training.classes, *training.fingerprints
+    numbers = *training.normalization.mean, *training.normalization.std
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(names)
+    if len(numbers) != 6 or not all(isinstance(each, float) for each in numbers):
+        raise TypeError(numbers)
 
 
 def read_metrics(path: Path, training: Training, size: int | None = None) -> Journal:

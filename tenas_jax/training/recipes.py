@@ -7,12 +7,15 @@ next epoch, whose order is another.
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
 
 from tenas_jax.errors import InputError
-from tenas_jax.numerics import MAX_SEED
+from tenas_jax.host.memory import require_memory
+from tenas_jax.numerics import MAX_CELLS, MAX_SEED
 from tenas_jax.resolve import resolve
 
 
@@ -91,6 +94,10 @@ class Recipe:
     """Seed of weights, order and augmentation."""
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if not _is_of(getattr(self, field.name), field.type):
+                given = getattr(self, field.name)
+                raise InputError(f"{field.name} must be {_described(field.type)}, not {given!r}")
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if not (least <= value and math.isfinite(value)):
@@ -98,12 +105,13 @@ class Recipe:
         for name in ("momentum", "label_smoothing", "drop_path", "color_jitter"):
             if getattr(self, name) >= 1:
                 raise InputError(f"{name} must be less than 1, not {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise InputError(f"learning_rate must be more than 0, not {self.learning_rate}")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise InputError(f"clip_norm must be more than 0, not {self.clip_norm}")
-        if self.seed > MAX_SEED:
-            raise InputError(f"seed must be at most {MAX_SEED}, not {self.seed}")
+        for name in ("learning_rate", "clip_norm"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"{name} must be more than 0 and finite, not {value}")
+        for name, most in (("seed", MAX_SEED), ("cells", MAX_CELLS)):
+            if getattr(self, name) > most:
+                raise InputError(f"{name} must be at most {most}, not {getattr(self, name)}")
         multiple = 32 if self.stem == "imagenet" else 4
         if self.image_size % multiple:
             raise InputError(
@@ -131,6 +139,67 @@ class Recipe:
             (256, 32)
         """
         return round(self.image_size * 256 / 224) if self.crop == "resized" else self.image_size
+
+
+def _described(kind: Any) -> str:
+    """A type in words.
+
+    Example:
+        >>> _described(float | None), _described(Literal["cifar", "imagenet"])
+        ('float or None', 'cifar or imagenet')
+    """
+    if choices := get_args(kind):
+        return " or ".join(map(_described, choices))
+    return str(kind) if isinstance(kind, str) else "None" if kind is NoneType else kind.__name__
+
+
+def _is_of(value: object, kind: Any) -> bool:
+    """Whether a value is of the type of a field.
+
+    Example:
+        >>> [_is_of(value, int) for value in (3, 0, True, 3.5, "3")]
+        [True, True, False, False, False]
+        >>> [_is_of(value, float | None) for value in (3, 0.5, None, [0.5])]
+        [True, True, True, False]
+        >>> _is_of("random", Literal["padded", "resized"])
+        False
+    """
+    choices = get_args(kind)
+    if get_origin(kind) is Literal:
+        return value in choices
+    if choices:
+        return any(_is_of(value, choice) for choice in choices)
+    numeric = {int: numbers.Integral, float: numbers.Real}
+    is_bool = isinstance(value, bool)
+    return isinstance(value, numeric.get(kind, kind)) and (kind is bool or not is_bool)
+
+
+def require_fits(recipe: Recipe) -> None:
+    """Refuse a training that cannot fit into memory, by lower bounds.
+
+    Args:
+        recipe: how it is trained.
+
+    Raises:
+        InputError: something is too large; the message names the field.
+    """
+    batch, side, channels = recipe.batch_size, recipe.image_size, recipe.channels
+    read = max(recipe.read_size, side + 2 * recipe.padding if recipe.crop == "padded" else 0)
+    require_memory(
+        3 * batch * read**2,
+        f"batch_size {batch} with image_size {side} and padding {recipe.padding}: use less; the "
+        "images",
+    )
+    first = side // 8 if recipe.stem == "imagenet" else side
+    require_memory(
+        4 * batch * first**2 * channels,
+        f"channels {channels} with batch_size {batch}: use fewer; the activations of a layer",
+    )
+    classes = recipe.num_classes * (batch + channels)
+    require_memory(
+        4 * (classes + channels**2),
+        f"num_classes {recipe.num_classes} with {channels} channels: use fewer; the weights",
+    )
 
 
 _LEAST = {

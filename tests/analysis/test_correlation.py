@@ -77,6 +77,17 @@ def test_ndcg_averages_over_the_orders_of_ties(few):
     np.testing.assert_allclose(ndcg(score, accuracy), ndcg_by_permutations(score, accuracy))
 
 
+def test_fractions_are_refused():
+    """In percent the order matters, in fractions it hardly would."""
+    accuracy = np.array([94.4, 90.1, 93.9, 10.0, 91.5, 89.2])
+    scores = {"kappa": Score("condition number", -1, np.array([9.0, 1, 8, 7, 2, 3]))}
+    value = correlate(scores, accuracy, resamples=1, seed=0)["kappa"]["ndcg"].value
+    assert math.isclose(value, ndcg_by_permutations(-scores["kappa"].values, accuracy))
+    assert value < 0.6 < 0.9 < ndcg(-scores["kappa"].values, accuracy / 100)
+    with pytest.raises(InputError, match=r"the highest accuracy is 0\.944, as of fractions"):
+        correlate(scores, accuracy / 100, resamples=1, seed=0)
+
+
 def test_ndcg_looks_at_the_first_thousand():
     accuracy = np.linspace(90, 60, NDCG_TOP + 100)
     swapped = -np.arange(len(accuracy), dtype=float)
@@ -380,7 +391,11 @@ def test_without_living_architectures_there_is_one_table(files, capsys):
         (["arch,kappa", f"{ARCHS[0]},1"], "", "scores.csv has 0 columns 'genotype'"),
         (["genotype,kappa,kappa", f"{ARCHS[0]},1,1"], "", "scores.csv has 2 columns 'kappa'"),
         (["genotype,kappa"] + [f"{ARCHS[0]},1"] * 2, "", "scores.csv, line 3: |none~0|+|none~0|"),
-        (["genotype,kappa", "Genotype(),1"], "", "line 2: 'Genotype()' is not a genotype of nas-b"),
+        (
+            ["genotype,kappa", "Genotype(),1"],
+            "",
+            "line 2: not a genotype of nas-bench-201: there is",
+        ),
         (
             ["genotype,kappa", f"{ARCHS[0]},x"],
             "",
@@ -428,6 +443,28 @@ def test_bad_input_is_one_line(files, scores, words, fault):
         run(*words.split())
     assert fault in str(error.value) and "\n" not in str(error.value)
     assert set(os.listdir()) == before
+
+
+def test_scores_by_index_and_columns_of_other_names(files, capsys):
+    """With a table of fractions that has neither parameters nor FLOPs."""
+    table = Path("table.csv").read_text().splitlines()
+    names = table[0].split(",")
+    rows = [dict(zip(names, row.split(","), strict=True)) for row in table[1:]]
+    write("scores.csv", "genotype,kappa", *(f"{row['arch']},{i % 7}" for i, row in enumerate(rows)))
+    assert run("--output", "by_text.json") == 0
+    few = [f"{i},{row['arch']},{float(row['cifar10_test']) / 100!r}" for i, row in enumerate(rows)]
+    write("table.csv", "index,cell,top1", *few)
+    write("scores.csv", "id,kappa", *(f"{i},{i % 7}" for i in range(len(rows))))
+    words = ["--column", "top1", "--arch-column", "cell", "--genotype-column", "id"]
+    with pytest.raises(
+        InputError, match="as of fractions: give percent, or say that they are frac"
+    ):
+        run(*words)
+    assert run(*words, "--unit", "fraction", "--output", "by_index.json") == 0
+    both = [json.loads(Path(f"{name}.json").read_text()) for name in ("by_text", "by_index")]
+    kappa = [each["architectures"]["all"]["scores"]["kappa"] for each in both]
+    for statistic in ("kendall_tau", "spearman", "ndcg"):
+        assert kappa[0][statistic] == pytest.approx(kappa[1][statistic], rel=1e-9)
 
 
 def test_interruption_is_one_line(files, monkeypatch, capsys):

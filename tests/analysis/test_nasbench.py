@@ -4,6 +4,7 @@ import bz2
 import csv
 import gzip
 import itertools
+import os
 import pickle
 import sys
 from pathlib import Path
@@ -84,7 +85,7 @@ def test_every_architecture_of_the_space_has_its_own_spelling():
     ("text", "fault"),
     [
         (bench_text(*["none"] * 6), "is not among the 3 architectures of the accuracy table"),
-        ("Genotype(normal=[])", "is not a genotype of nas-bench-201"),
+        ("Genotype(normal=[])", "not a genotype of nas-bench-201"),
     ],
 )
 def test_unknown_architecture_is_one_line(write, text, fault):
@@ -100,7 +101,13 @@ def test_unknown_architecture_is_one_line(write, text, fault):
         ([], "has 0 columns 'arch' ()"),
         ([HEADER], "has no rows: give it one for each architecture"),
         (["arch,params_m,flops_m", f"{A},1,1"], "has 0 columns 'cifar10_test' (arch, params_m, fl"),
-        (["arch,cifar10_test,params_m", f"{A},1,1"], "has 0 columns 'flops_m'"),
+        (["arch,cifar10_test,params_m,params_m", f"{A},1,1,1"], "has 2 columns 'params_m'"),
+        (
+            [HEADER, f"0,{A},0.94,1,1"],
+            "cifar10_test: the highest accuracy is 0.94, as of fractions",
+        ),
+        ([HEADER, f"0,{A},90,1,1", f"0,{B},90,1,1"], "has an index twice: give every architecture"),
+        ([HEADER, f"1.5,{A},90,1,1"], "has an index that is no number from 0"),
         ([HEADER + ",arch", ROWS[0] + f",{A}"], "has 2 columns 'arch'"),
         ([HEADER, *ROWS, ROWS[1]], f"line 5: {B} is on line 3 already: give every architecture"),
         ([HEADER, f"0,{A},nan,1,1"], "line 2: cifar10_test is nan: give a percentage from 0 to"),
@@ -110,7 +117,7 @@ def test_unknown_architecture_is_one_line(write, text, fault):
         ([HEADER, f"0,{A},high,1,1"], "line 2: cifar10_test is 'high': give a number, inf or nan"),
         ([HEADER, f"0,{A},,1,1"], "line 2: cifar10_test is ''"),
         ([HEADER, f"0,{A},90,1"], "line 2 has 4 fields: the header has 5"),
-        ([HEADER, "0,Genotype(),90,1,1"], "line 2: 'Genotype()' is not a genotype of nas-bench-20"),
+        ([HEADER, "0,Genotype(),90,1,1"], "line 2: not a genotype of nas-bench-201: there is no |"),
         ([HEADER, f"0,{A.replace('none', 'sep')},90,1,1"], "line 2: cell node 2 has 'sep': choose"),
         ([HEADER, f'0,"{A},90,1,1'], "cannot be read (unexpected end of data): give a CSV file"),
     ],
@@ -126,7 +133,7 @@ def test_bad_table_is_one_line(write, lines, fault):
 @pytest.mark.parametrize(
     ("name", "content", "fault"),
     [
-        ("table.csv.gz", b"arch", "cannot be read (Not a gzipped file"),
+        ("table.csv.gz", b"arch", "table.csv.gz cannot be read (Not a gzipped file"),
         (
             "table.csv.gz",
             gzip.compress(b"arch,a" * 99, mtime=0)[:-9],
@@ -137,10 +144,21 @@ def test_bad_table_is_one_line(write, lines, fault):
             gzip.compress(b"ab", mtime=0)[:10] + b"\7\7\7",
             "cannot be read (Error -3 while",
         ),
-        ("table.csv", b"\xff\xfe\xfa", "cannot be read ('utf-8' codec"),
+        (
+            "table.csv",
+            b"arch\xfa",
+            "table.csv is no text: its byte 5 is not UTF-8; save it as UTF-8",
+        ),
+        ("table.csv", b"\xff\xfe\xfa", "table.csv is no text: its byte 3 is not UTF-16"),
+        (
+            "table.csv.gz",
+            gzip.compress(bytes((1 << 20) + 1)),
+            "has more than 1 MB of text: split it",
+        ),
     ],
 )
-def test_file_that_is_no_table_is_one_line(tmp_path, name, content, fault):
+def test_file_that_is_no_table_is_one_line(tmp_path, monkeypatch, name, content, fault):
+    monkeypatch.setattr("tenas_jax.host.files.LARGEST_TEXT", 1 << 20)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError) as error:
         load_table(tmp_path / name)
@@ -156,6 +174,59 @@ def test_numbers_of_other_files_may_be_infinite(write):
     rows = read_architectures(write("kappa,genotype", f"inf,{A}", "", f"nan,{B}"), "genotype")
     assert rows.genotypes == (A, B) and rows.lines == (2, 4)
     np.testing.assert_array_equal(rows.columns["kappa"], [np.inf, np.nan])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_tables_as_editors_on_windows_save_them(tmp_path, encoding, end):
+    path = tmp_path / "table.csv"
+    path.write_bytes(end.join([HEADER, *ROWS]).encode(encoding))
+    assert load_table(path).accuracy(B) == 93.25
+
+
+def test_costs_that_a_table_lacks_are_computed(write):
+    best = bench_text("nor_conv_3x3", "nor_conv_3x3", "avg_pool_3x3", "skip_connect",
+                      "nor_conv_3x3", "skip_connect")  # fmt: skip
+    table = load_table(write("arch,cifar10_test,params_m", f"{best},94.37,7", f"{A},90,8"))
+    assert table.parameters.tolist() == [7, 8]
+    computed = load_table(write("arch,cifar10_test", f"{best},94.37", f"{A},90"))
+    # As the documentation of NAS-Bench-201 has them.
+    assert computed.parameters[0] == 0.802426
+    assert computed.flops[0] == 113.95137
+
+
+def test_fractions_are_taken_where_they_are_said_to_be(write):
+    path = write("arch,cifar10_test", f"{A},0.905", f"{B},0.9325")
+    table = load_table(path, unit="fraction")
+    np.testing.assert_allclose(table.accuracies, [90.5, 93.25])
+    with pytest.raises(
+        InputError, match=r"line 2: cifar10_test is 90\.5: give a fraction from 0 to"
+    ):
+        load_table(write(HEADER, *ROWS), unit="fraction")
+
+
+def test_architectures_are_named_by_text_by_numbers_and_by_index(write):
+    table = load_table(write(HEADER, *ROWS))
+    assert table.named(" 1 ") == table.named(B) == B
+    # skip_connect on the first edge, 3x3 convolution on edge 1 -> 3, in NASLib's order.
+    assert table.named("(0, 1, 1, 1, 2, 1)") == B
+    with pytest.raises(InputError, match="no architecture with the index 7"):
+        table.named("7")
+    unnumbered = load_table(write("arch,cifar10_test", f"{A},90"))
+    with pytest.raises(
+        InputError, match="architecture 1 is an index, and the accuracy table has n"
+    ):
+        unnumbered.named("1")
+
+
+def test_another_column_of_architectures(write):
+    assert load_table(write("cell,cifar10_test", f"{A},90"), key="cell").accuracy(A) == 90
+
+
+def test_a_table_that_is_a_pipe_without_a_writer_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "table.csv")
+    with pytest.raises(InputError, match=r"cannot use .*table\.csv: it is no regular file"):
+        load_table(tmp_path / "table.csv")
 
 
 def test_tables_refuse_arrays_of_other_lengths():
@@ -314,7 +385,7 @@ def test_incomplete_archives_are_refused(nats_bench, tmp_path):
 
 def test_archives_of_another_space_are_refused(nats_bench, tmp_path):
     archive = write_archive(tmp_path, "file", ("64:64:64:64:64",))
-    with pytest.raises(InputError, match=r"'64:64:64:64:64' is not a genotype of nas-bench-201"):
+    with pytest.raises(InputError, match=r"pbz2, architecture 0: not a genotype of nas-ben"):
         convert(archive, tmp_path / "table.csv")
 
 

@@ -223,6 +223,19 @@ def test_pruning_map_shows_the_round_and_the_last_differences_of_every_operator(
     assert_readable(figure)
 
 
+@pytest.mark.parametrize("error", [0.25, "nan"])
+def test_pruning_map_claims_a_standard_error_only_where_there_is_one(error: Any) -> None:
+    result, final_mask = random_search(NAS_BENCH_201, 0)
+    for entry in result["rounds"]:
+        for candidate in entry["candidates"]:
+            candidate["standard_errors"] = {"kappa": error, "regions": "nan"}
+    figure = pruning_map(result["rounds"], NAS_BENCH_201, final_mask)
+    texts = [text.get_text() for text in drawn_texts(figure)]
+    spread = error != "nan"
+    assert any("±" in text for text in texts) == spread
+    assert ("Last measured change without an operator" in texts) != spread
+
+
 def test_pruning_map_tells_kept_from_excluded_by_color() -> None:
     result, final_mask = random_search(NAS_BENCH_201, 2)
     figure = pruning_map(result["rounds"], NAS_BENCH_201, final_mask)

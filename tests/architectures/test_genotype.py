@@ -1,5 +1,8 @@
 """Both notations, both ways, and what is said about text that is neither."""
 
+import itertools
+import re
+
 import numpy as np
 import pytest
 from genotypes import CIFAR10, IMAGENET, darts_mask, darts_text
@@ -46,6 +49,108 @@ def test_published_genotypes(cells):
 def test_concat_may_be_a_list(concat):
     mask = from_string(DARTS, darts_text(CIFAR10, concat))
     np.testing.assert_array_equal(mask, darts_mask(CIFAR10))
+
+
+BY_NODE = "Genotype(" + ", ".join(
+    f"{name}={CIFAR10[name]}, {name}_concat=[2, 3, 4, 5]" for name in ("normal", "reduce")
+)
+DARTS_LINE = darts_text(CIFAR10)
+NUMPY = re.sub(r"('\w+'), (\d)", r"np.str_(\1), np.int64(\2)", DARTS_LINE)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        BY_NODE + ")",
+        BY_NODE + ", connectN=None, connects=None)",  # as GDAS prints it
+        NUMPY,
+        NUMPY.replace("np.", "numpy."),
+        DARTS_LINE.replace("), (", "),\n    ("),
+        f"genotype = {DARTS_LINE}",
+        f"DARTS_V2 = {DARTS_LINE}\n",
+        f"2019-03-04 10:31:07,123 INFO genotype = {DARTS_LINE}",
+        f"03/04 10:31:07 AM | geno(x) <2> genotype: {DARTS_LINE};",
+        f'"{DARTS_LINE}"',
+        f"  'genotypes.{DARTS_LINE}',",
+        f"DARTS = {DARTS_LINE}  # the best (of 5)",
+        f"\x1b[32mINFO\x1b[0m \x1b[1mGenotype{DARTS_LINE[8:]}\x1b[0m",
+        re.sub(r"\w+=", "", DARTS_LINE),
+        DARTS_LINE.replace("range(2, 6)", "array([2, 3, 4, 5])"),
+        DARTS_LINE.replace("range(2, 6)", "list(range(2, 6))"),
+    ],
+)
+def test_darts_genotypes_as_people_have_them(text):
+    assert DARTS.recognizes(text)
+    np.testing.assert_array_equal(from_string(DARTS, text), darts_mask(CIFAR10))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            BY_NODE.replace("], [", ", ", 1) + ")",
+            "normal lists 4, 2, 2 pairs by node: .* 2, 2, 2, 2$",
+        ),
+        (BY_NODE.replace("('skip_connect', 0), ", "") + ")", "normal lists 2, 2, 1, 2 pairs"),
+        (BY_NODE + ", connectN=3)", "there is no such field at character 445"),
+    ],
+)
+def test_darts_genotypes_by_node_that_are_none(text, message):
+    with pytest.raises(InputError, match=message):
+        from_string(DARTS, text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'"{BENCH}"',
+        f"arch = '{BENCH}'",
+        f"10:31:07 the 3-rd epoch : Structure(4 nodes with {BENCH})",
+        BENCH.replace("+", "+\n"),
+        f"best = '{BENCH}'  # 93.41 %",
+        f"2026-01-02 10:31:07.123 | INFO     | nas:search:12 - {BENCH}",
+    ],
+)
+def test_nas_bench_201_strings_as_people_have_them(text):
+    assert NAS_BENCH_201.recognizes(text)
+    np.testing.assert_array_equal(
+        from_string(NAS_BENCH_201, text), from_string(NAS_BENCH_201, BENCH)
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["(4, 0, 3, 1, 4, 3)", "[4,0,3,1,4,3]", "'(np.int64(4), np.int64(0), 3, 1, 4, 3,)'"]
+)
+def test_numbers_are_in_the_order_of_naslib(text):
+    assert NAS_BENCH_201.recognizes(text)
+    # From the documentation of a project that converts by NASLib.
+    same = "|avg_pool_3x3~0|+|skip_connect~0|none~1|+|nor_conv_1x1~0|avg_pool_3x3~1|nor_conv_1x1~2|"
+    assert to_string(NAS_BENCH_201, from_string(NAS_BENCH_201, text)) == same
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("(4, 0, 3, 1, 4)", "5 numbers: nas-bench-201 in NASLib's order has 6"),
+        ("(4, 0, 3, 1, 4, 5)", "number 6 is 5: choose from 0 to 4"),
+    ],
+)
+def test_numbers_that_are_no_architecture(text, message):
+    with pytest.raises(InputError, match=message):
+        from_string(NAS_BENCH_201, text)
+
+
+def test_every_string_is_the_one_that_naslib_makes_of_its_numbers():
+    """NASLib's `convert_op_indices_to_str`, from its description."""
+    names = ["skip_connect", "none", "nor_conv_3x3", "nor_conv_1x1", "avg_pool_3x3"]
+    edges = [(1, 2), (1, 3), (1, 4), (2, 3), (2, 4), (3, 4)]
+    for numbers in itertools.islice(itertools.product(range(5), repeat=6), 0, None, 61):
+        into = {2: [], 3: [], 4: []}
+        for (source, node), number in zip(edges, numbers, strict=True):
+            into[node].append(f"{names[number]}~{source - 1}|")
+        text = "+".join("|" + "".join(pairs) for pairs in into.values())
+        mask = from_string(NAS_BENCH_201, str(numbers))
+        assert to_string(NAS_BENCH_201, mask) == text
 
 
 def test_lines_of_the_log_of_the_original():
@@ -95,13 +200,28 @@ DARTS_TEXT = darts_text(CIFAR10)
 @pytest.mark.parametrize(
     ("space", "text", "message"),
     [
-        (NAS_BENCH_201, "", r"write \|op~0\|\+\|op~0\|op~1\|\+\|op~0\|op~1\|op~2\|$"),
-        (NAS_BENCH_201, BENCH.replace("+", ""), "is not a genotype of nas-bench-201: write"),
-        (NAS_BENCH_201, BENCH[:-1], "is not a genotype of nas-bench-201: write"),
-        (NAS_BENCH_201, BENCH + "+" + BENCH, "is not a genotype of nas-bench-201: write"),
-        (NAS_BENCH_201, BENCH.split("+")[0], "is not a genotype of nas-bench-201: write"),
-        (NAS_BENCH_201, BENCH.replace("~2", "~99999"), "is not a genotype of nas-bench-201"),
-        (NAS_BENCH_201, DARTS_TEXT, "is not a genotype of nas-bench-201: write"),
+        (
+            NAS_BENCH_201,
+            "",
+            r"there is no \|: write \|op~0\|\+\|op~0\|op~1\|\+\|op~0\|op~1\|op~2\|$",
+        ),
+        (NAS_BENCH_201, BENCH.replace("+", ""), "for node 2 is missing at character 17: "),
+        (
+            NAS_BENCH_201,
+            BENCH[:-1],
+            "something follows the genotype at character 73".replace("|", r"\|"),
+        ),
+        (NAS_BENCH_201, BENCH + "+" + BENCH, "there are 6 nodes, not 3: write"),
+        (NAS_BENCH_201, BENCH + BENCH, "something follows the genotype at character 88: write"),
+        (NAS_BENCH_201, BENCH.split("+")[0], "for node 2 is missing at the end: write"),
+        (
+            NAS_BENCH_201,
+            BENCH.replace("~2", "~99999"),
+            "something follows the genotype at character 73: write",
+        ),
+        (NAS_BENCH_201, BENCH.replace("none~1", "none1"), "'operator~node|' .* at character 34"),
+        (NAS_BENCH_201, BENCH.replace("+|nor_conv_3", "+nor_conv_3"), "'|' is missing at char"),
+        (NAS_BENCH_201, DARTS_TEXT, r"not a genotype of nas-bench-201: there is no \|: write"),
         (
             NAS_BENCH_201,
             BENCH.replace("nor_conv_1x1", "conv_7x7"),
@@ -115,35 +235,68 @@ DARTS_TEXT = darts_text(CIFAR10)
         ),
         (NAS_BENCH_201, BENCH.replace("none~1", "none~0"), r"cell node 2 has 2 .* inputs \[0\]"),
         (NAS_BENCH_201, BENCH.replace("none~1", "none~2"), "node 2 has input 2: choose from 0, 1$"),
-        (DARTS, BENCH, "is not a genotype of darts: write Genotype"),
-        (DARTS, "", "is not a genotype of darts: write Genotype"),
-        (DARTS, "Genotype(", "is not a genotype of darts: write Genotype"),
-        (DARTS, "Genotype" + "(" * 10_000, "is not a genotype of darts: write Genotype"),
-        (DARTS, "-" * 100_000 + "1", "is not a genotype of darts: write Genotype"),
-        (DARTS, "__import__('os').getcwd()", "is not a genotype of darts: write Genotype"),
-        (DARTS, DARTS_TEXT.replace("'skip_connect'", "str()"), "is not a genotype of darts"),
-        (DARTS, DARTS_TEXT.replace("'skip_connect', 0", "'skip_connect', '0'"), "is not a geno"),
-        (DARTS, DARTS_TEXT.replace("'skip_connect', 0", "'skip_connect', True"), "is not a geno"),
-        (DARTS, DARTS_TEXT.replace("('skip_connect', 0)", "'skip_connect'"), "is not a genotype"),
-        (DARTS, DARTS_TEXT.replace("Genotype", "Genome"), "is not a genotype of darts"),
-        (DARTS, DARTS_TEXT.replace("reduce=", "shrink="), "is not a genotype of darts"),
-        (DARTS, DARTS_TEXT.replace("reduce=", "normal="), "is not a genotype of darts"),
-        (DARTS, DARTS_TEXT.replace("(", "(0, ", 1), "is not a genotype of darts"),
-        (DARTS, DARTS_TEXT[:-1] + ", extra=1)", "is not a genotype of darts"),
-        (DARTS, DARTS_TEXT[:-1] + ", **{})", "is not a genotype of darts"),
-        (DARTS, DARTS_TEXT[:-1] + ", normal=[])", "is not a genotype of darts"),
-        (DARTS, DARTS_TEXT.replace("range(2, 6)", "range(2, 6, 0)"), "is not a genotype of darts"),
+        (
+            DARTS,
+            BENCH,
+            r"not a genotype of darts: there are 0 Genotype\(...\), not one: write Geno",
+        ),
+        (DARTS, "", r"there are 0 Genotype\(...\), not one: write Genotype"),
+        (DARTS, DARTS_TEXT * 2, "there are 2 Genotype"),
+        (DARTS, "Genotype(", r"'\)' is missing at the end: write Genotype"),
+        (DARTS, DARTS_TEXT[:-1], r"'\)' is missing at the end: write"),
+        (DARTS, DARTS_TEXT + " + 1", "something follows the genotype at character 417: write"),
+        (DARTS, "Genotype" + "(" * 10_000, r"'\)' is missing at the end"),
+        (DARTS, DARTS_TEXT.replace("), (", "); ("), "comma or quotation mark is wrong at char"),
+        (
+            DARTS,
+            "Genotype" + "(" * 10_000 + ")" * 10_000,
+            "is wrong at character|this cannot be read at",
+        ),
+        (DARTS, "Genotype(a=" + "-" * 90_000 + "1)", "this cannot be read at character 1: write"),
+        (DARTS, "Genotype(a=" + "1" * 100_000 + ")", "there are more than 100000 characters: wri"),
+        (DARTS, "-" * 100_000 + "1", "there are 0 Genotype"),
+        (DARTS, "__import__('os').getcwd()", "there are 0 Genotype"),
+        (
+            DARTS,
+            DARTS_TEXT.replace("'skip_connect'", "str()"),
+            "this is no operator, number, list or range at character 103: write Genotype",
+        ),
+        (DARTS, DARTS_TEXT.replace("'skip_connect', 0", "'skip_connect', '0'"), "this is no pair"),
+        (DARTS, DARTS_TEXT.replace("'skip_connect', 0", "'skip_connect', True"), "is no operator"),
+        (DARTS, DARTS_TEXT.replace("('skip_connect', 0)", "'skip_connect'"), "is no pair .*, node"),
+        (DARTS, DARTS_TEXT.replace("Genotype", "Genome"), "there are 0 Genotype"),
+        (
+            DARTS,
+            DARTS_TEXT.replace("reduce=", "shrink="),
+            "there is no such field at character 221: write",
+        ),
+        (DARTS, DARTS_TEXT.replace("reduce=", "normal="), "wrong at|a field is repeated or has no"),
+        (
+            DARTS,
+            DARTS_TEXT.replace("(", "(0, ", 1),
+            "a field is repeated or has no name at character",
+        ),
+        (DARTS, DARTS_TEXT[:-1] + ", extra=1)", "there is no such field at character 424: write"),
+        (DARTS, DARTS_TEXT[:-1] + ", **{})", "a field is repeated or has no name at char"),
+        (DARTS, DARTS_TEXT.split(", reduce=")[0] + ")", "the field reduce is missing: write"),
+        (DARTS, DARTS_TEXT[:-1] + ", normal=[])", "wrong at|a field is repeated or has no"),
+        (DARTS, DARTS_TEXT.replace("range(2, 6)", "range(2, 6, 0)"), "this is no operator, number"),
+        (
+            DARTS,
+            "\n".join(DARTS_TEXT.replace("('skip_connect', 0)", "0").split(" ")),
+            "this is no pair .* at character 1 of line 9: write",
+        ),
         (
             DARTS,
             DARTS_TEXT.replace("range(2, 6)", "range(1, 6)", 1),
-            r"normal_concat is 'range\(1, 6\)': darts needs range\(2, 6\)$",
+            r"normal_concat is another list: darts needs range\(2, 6\)$",
         ),
         (
             DARTS,
             darts_text(CIFAR10, "range(10**9)".replace("10**9", "1" + "0" * 30)),
-            "normal_concat is .*: darts needs",
+            "this is no operator, number, list or range at character",
         ),
-        (DARTS, darts_text(CIFAR10, "[2, 3, 4]"), r"'\[2, 3, 4\]': darts needs range\(2, 6\)$"),
+        (DARTS, darts_text(CIFAR10, "[2, 3, 4]"), r"another list: darts needs range\(2, 6\)$"),
         (
             DARTS,
             DARTS_TEXT.replace("('skip_connect', 0), ", ""),

@@ -268,7 +268,7 @@ def test_jax_starts_with_its_devices_and_cache(tmp_path, devices, cache, complai
 
 def test_more_devices_than_there_are(monkeypatch):
     only = [Mock(spec=jax.Device, platform="gpu")]
-    config = SimpleNamespace(update=lambda *_: None)
+    config = SimpleNamespace(update=lambda *_: None, jax_disable_jit=False)
     monkeypatch.setattr(runtime, "jax", SimpleNamespace(config=config, devices=lambda: only))
     assert runtime.configure_jax(runtime.Machine(1, runtime.NO_CACHE)) == only
     with pytest.raises(InputError, match="there are 1 devices, not 2: lower --devices"):

@@ -38,6 +38,13 @@ def test_a_picture_of_the_cells_is_drawn(capsys, tmp_path):
     assert [*tmp_path.iterdir()] == [path]
 
 
+@pytest.mark.parametrize(("name", "start"), [("a.pdf", b"%PDF-"), ("a.SVG", b"<?xml")])
+def test_a_drawing_has_the_format_of_its_name(tmp_path, name, start):
+    assert describe.run([BENCH, "--cells", "1", "--output", str(tmp_path / name)]) == 0
+    assert (tmp_path / name).read_bytes().startswith(start)
+    assert [*tmp_path.iterdir()] == [tmp_path / name]
+
+
 def test_help_names_every_flag(capsys):
     with pytest.raises(SystemExit) as exit:
         describe.run(["--help"])

@@ -134,3 +134,34 @@ def test_bad_input_is_one_line(scorer, capsys, words, fault):
     assert error.startswith("tenas: ")
     assert error.index("\n") == len(error) - 1
     assert scorer.calls == 0
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_files_of_windows_editors_are_read(scorer, tmp_path, encoding):
+    text = f"{ONE}\r\n\r\n(1, 0, 1, 1, 1, 1)\r\n"
+    (tmp_path / "list.txt").write_bytes(text.encode(encoding))
+    assert cli.main(["score", "--file", "list.txt", "--workdir", "run", *METRICS]) == 0
+    second = "|none~0|+|skip_connect~0|none~1|+|none~0|none~1|none~2|"
+    assert [row[0] for row in rows(tmp_path / "run" / "scores.csv")] == ["genotype", ONE, second]
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (f"{ONE}\n\n{ONE[:-1]}\n".encode(), "list.txt, line 3: not a genotype of nas-bench-201: "),
+        (b"\xff\xff", "list.txt is no text: its byte 1 is not UTF-8; save it as UTF-8"),
+        (b"\n", "no architecture to score"),
+    ],
+)
+def test_files_that_list_no_architectures(scorer, tmp_path, capsys, content, fault):
+    (tmp_path / "list.txt").write_bytes(content)
+    assert cli.main(["score", "--file", "list.txt", *METRICS]) == 2
+    error = capsys.readouterr().err
+    assert fault in error and error.count("\n") == 1
+
+
+def test_help_says_that_labels_are_random(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["score", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "snip and zico need labels: these are drawn at random, also where the data has" in shown

@@ -90,7 +90,7 @@ def test_progress_counts_to_the_number_of_images(npz):
         ),
         ({"x": np.zeros((2, 8, 8), np.uint8)}, r"of shape \(2, 8, 8\): use uint8 of shape \(n, h"),
         ({"x": np.zeros((2, 3, 8, 8), np.uint8)}, r"of shape \(2, 3, 8, 8\): use uint8 of shape"),
-        ({"x": np.array([{}])}, "cannot read array 'x'"),
+        ({"x": np.array([{}])}, r"is object of shape \(1,\): use uint8"),
         ({"x": np.zeros((2, 8, 8, 3), np.uint8)}, "same value in all of channel 0"),
         ({"x": random_images(4, 8, 8, 3)}, r"gives 4 images \(limit 100\), but a batch needs 5"),
     ],
@@ -168,7 +168,9 @@ def test_a_16_bit_image_is_refused(tmp_path):
 
 
 def test_an_empty_folder_is_explained(tmp_path):
-    with pytest.raises(InputError, match="gives 0 images"):
+    with pytest.raises(
+        InputError, match=r"has no images \(\.jpeg, \.jpg, \.png, \.webp\): name a fo"
+    ):
         load(f"folder:{tmp_path}")
 
 

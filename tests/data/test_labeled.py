@@ -187,7 +187,7 @@ def test_unusable_tfds_data_sets_are_explained(tfds_data, monkeypatch):
         ({"y": None}, {}, "has no array 'y'"),
         ({"y": np.zeros(38)}, {}, "array 'y' of .* is float64"),
         ({"y": np.zeros(37, int)}, {}, r"of shape \(38,\)"),
-        ({"y": -np.ones(38, int)}, {}, "integers of at least 0"),
+        ({"y": -np.ones(38, int)}, {}, "has the label -1: number the classes"),
         ({}, {"source": "photos"}, "use npz:PATH, folder:PATH or tfds:NAME"),
         ({}, {"source": "npz:"}, "use npz:PATH, folder:PATH or tfds:NAME"),
         ({}, {"source": "folder:nowhere"}, "no folder 'nowhere'"),

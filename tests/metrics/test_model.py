@@ -408,8 +408,8 @@ def test_what_is_no_kernel_is_refused_in_one_line(kernel):
     ("labels", "message"),
     [
         (LABELS.astype(float), "labels are float32: give integers from 0 to 2"),
-        (LABELS + 1, "labels from 1 to 3 for 3 classes: give integers from 0 to 2"),
-        (LABELS - 1, "labels from -1 to 1 for 3 classes: give integers from 0 to 2"),
+        (LABELS + 1, "labels from 1 to 3: give integers from 0 to 2"),
+        (LABELS - 1, "labels from -1 to 1: give integers from 0 to 2"),
     ],
 )
 def test_labels_that_are_no_classes_are_refused_in_one_line(labels, message):

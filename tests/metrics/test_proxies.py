@@ -11,6 +11,7 @@ from scipy.stats import kendalltau
 
 from tenas_jax.architectures.space import ProxySize
 from tenas_jax.errors import InputError
+from tenas_jax.metrics import proxies
 from tenas_jax.metrics.draw import Draw
 from tenas_jax.metrics.ntk import empirical_ntk
 from tenas_jax.metrics.proxies import (
@@ -517,3 +518,23 @@ def test_synflow_ranks_architectures_as_discrete_networks_do(architectures):
     naive = np.array([naive_synflow(numpy_params, o, np.asarray(ones)) for o in ops])
     expected = np.log(naive, where=naive > 0, out=np.full(len(naive), -np.inf))
     assert_same_ranking(np.asarray(score(masks)), expected)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32"])
+def test_labels_of_any_type_are_the_same_classes(dtype):
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(3, 300)), jnp.float32)
+    labels = np.array([0, 127, 5])
+    expected = float(proxies.cross_entropy({}, lambda _, x: x, logits, jnp.asarray(labels)))
+    given = jnp.asarray(labels, dtype)
+    assert float(proxies.cross_entropy({}, lambda _, x: x, logits, given)) == expected
+
+
+@pytest.mark.parametrize("labels", [[0, -1], [0, 2], [10**9, 1]])
+def test_labels_of_no_class_are_refused(labels):
+    given = jnp.asarray(labels)
+    with pytest.raises(InputError, match=r"labels from .* to .*: give integers from 0 to 1"):
+        proxies.cross_entropy({}, lambda _, x: x, jnp.ones((2, 2)), given)
+    if min(labels) < 0:
+        x = {"kernel": jnp.ones((1, 2))}, jnp.ones((2, 1, 1))
+        with pytest.raises(InputError, match=r"labels from -1 to 0: give integers from 0$"):
+            proxies.zico(lambda p, x: x @ p["kernel"], *x, given[:, None])

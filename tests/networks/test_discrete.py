@@ -250,19 +250,27 @@ def test_genotypes_are_read_from_text_and_from_work_directories(tmp_path):
 
 
 def test_genotypes_that_cannot_be_read(tmp_path):
-    for text in ("nowhere", "DARTS = Genotype(normal=[" + 300 * " "):
-        with pytest.raises(InputError, match=r"' is no genotype and no folder"):
+    for text, message in (
+        ("nowhere", "'nowhere' is no genotype and no folder: write"),
+        ("", "'' is no genotype and no folder: write"),
+        (" ", "' ' is no genotype and no folder: write"),
+        ("x" * 300, "the text of 300 characters is no genotype and no folder: write"),
+        ("DARTS = Genotype(normal=[" + 300 * " ", "not a genotype of darts: '\\)' is missing at"),
+    ):
+        with pytest.raises(InputError, match=message):
             load_genotype(text)
     with pytest.raises(InputError, match="holds no result"):
         load_genotype(str(tmp_path))
     for content, message in (
         ("{", "is damaged"),
         ("[]", "is damaged"),
+        ("[" * 100_000, "is damaged"),
         ("{}", "has no checksum, so it is of another version: name the genotype instead"),
     ):
         (tmp_path / "result.json").write_text(content)
         with pytest.raises(InputError, match=message):
             load_genotype(str(tmp_path))
-    write_json(tmp_path / "result.json", {})
-    with pytest.raises(InputError, match="names no space"):
-        load_genotype(str(tmp_path))
+    for result in ({}, {"space": [], "genotype": 3}):
+        write_json(tmp_path / "result.json", result)
+        with pytest.raises(InputError, match="names no space"):
+            load_genotype(str(tmp_path))

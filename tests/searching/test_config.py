@@ -35,6 +35,8 @@ from tenas_jax.spaces import NAS_BENCH_201
         (RegionsConfig, {"batch_size": 1}, "regions.batch_size"),
         (RegionsConfig, {"batches": 0}, "regions.batches"),
         (RegionsConfig, {"patch_size": 0}, "regions.patch_size"),
+        (RegionsConfig, {"cells": 1001}, "regions.cells must be at most 1000, not 1001"),
+        (NTKConfig, {"cells": 10**9}, "ntk.cells must be at most 1000"),
     ],
 )
 def test_a_bad_value_is_refused_in_one_line(kind, values, fault):
@@ -167,3 +169,9 @@ def test_presets_say_what_they_reproduce(name):
     assert f"`tenas search {name} " in text
     assert PUBLISHED[name.removesuffix("-paper")] in text
     assert configs.summary(name).endswith(".")
+
+
+@pytest.mark.parametrize("name", configs.PRESETS)
+def test_the_presets_fit_into_2_gb(name, monkeypatch):
+    monkeypatch.setattr("tenas_jax.host.memory.memory", lambda: 2 << 30)
+    look_up(configs.get_preset(name))

@@ -196,3 +196,26 @@ def test_flags_say_where_the_others_are():
     assert (machine.process_count, machine.process_id) == (3, 2)
     assert parse_search(["--distributed"])[1].machine.distributed
     assert not parse_search([])[1].machine.distributed
+
+
+def test_process_0_listens_on_the_address_it_was_given(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = f"""
+from tenas_jax.host.devices import Machine, configure_jax
+configure_jax(Machine(2, "none", True, "127.0.0.1:{port}", 1, 0))
+for name in ("tcp", "tcp6"):
+    for line in open(f"/proc/net/{{name}}"):
+        words = line.split()
+        if words[3] == "0A" and words[1].endswith(":{port:04X}"):
+            print(words[1].split(":")[0][-8:])
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout == "0100007F\n"  # in the order of its bytes

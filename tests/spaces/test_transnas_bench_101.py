@@ -70,9 +70,15 @@ def test_a_genotype_by_hand():
     [" 64-41414-3_20_113\n", "(3, 2, 0, 1, 1, 3)", "(3,2,0,1,1,3)", " (3, 2, 0, 1, 1, 3,)"],
 )
 def test_the_same_genotype_otherwise(text):
-    space, mask = load_genotype(text)
-    assert space is TRANSNAS_BENCH_101
+    assert TRANSNAS_BENCH_101.recognizes(text)
+    mask = TRANSNAS_BENCH_101.from_string(text)
     np.testing.assert_array_equal(mask, one_hot((3, 2, 0, 1, 1, 3)))
+
+
+def test_numbers_do_not_tell_the_space():
+    with pytest.raises(InputError, match="may be of nas-bench-201 or of transnas-bench-101: write"):
+        load_genotype("(3, 2, 0, 1, 1, 3)")
+    assert load_genotype("64-41414-3_20_113")[0] is TRANSNAS_BENCH_101
 
 
 @given(st.tuples(*[st.integers(0, 3)] * 6))
@@ -88,27 +94,26 @@ def test_round_trip(operators):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"^'' is not a genotype of transnas-bench-101: write 64-41414-0_00_000$"),
-        ("32-41414-3_20_113", "is not a genotype of transnas-bench-101: write 64-41414-"),
-        ("64-41411-3_20_113", "is not a genotype of transnas-bench-101: write 64-41414-"),
-        ("64-41414-64-41414-3_20_113", "is not a genotype of transnas-bench-101"),
-        ("64-41414-4_20_113", "has operator 4: choose from 0 to 3$"),
-        ("(3, 2, 0, 1, 1, 4)", "has operator 4: choose from 0 to 3$"),
-        ("64-41414-3_20_11", "is not a genotype of transnas-bench-101"),
-        ("(3, 2, 0, 1, 1)", "is not a genotype of transnas-bench-101"),
-        ("64-41414-3_20_1131", "is not a genotype of transnas-bench-101"),
-        ("(3, 2, 0, 1, 1, 3, 1)", "is not a genotype of transnas-bench-101"),
-        ("(3, 2, 0, 1, 1, 13)", "is not a genotype of transnas-bench-101"),
-        ("64-41414-32_0_113", "is not a genotype of transnas-bench-101"),
-        ("64-41414-320113", "is not a genotype of transnas-bench-101"),
-        ("64-41414-3_2 _113", "is not a genotype of transnas-bench-101"),
-        ("64-41414-3_20_1\n3", "is not a genotype of transnas-bench-101"),
-        ("64-41414-(3, 2, 0, 1, 1, 3)", "is not a genotype of transnas-bench-101"),
-        ("64-41414-\u0663_20_113", "is not a genotype of transnas-bench-101"),
-        ("(\u0663, 2, 0, 1, 1, 3)", "is not a genotype of transnas-bench-101"),
-        ("64-41414-\u00b3_20_113", "is not a genotype of transnas-bench-101"),
-        ("64-41414-basic", "is not a genotype of transnas-bench-101"),
-        ("x\n" * 1000, "is not a genotype of transnas-bench-101"),
+        ("", r"transnas-bench-101: this differs at the end: write 64-41414-0_00_000$"),
+        ("32-41414-3_20_113", "this differs at character 2: write 64-41414-"),
+        ("64-41411-3_20_113", "this differs at character 2: write 64-41414-"),
+        ("64-41414-64-41414-3_20_113", "this differs at character 11: write"),
+        ("64-41414-4_20_113", "edge 1<-0 has operator 4: choose from 0 to 3$"),
+        ("(3, 2, 0, 1, 1, 4)", "edge 3<-2 has operator 4: choose from 0 to 3$"),
+        ("64-41414-3_20_11", "this differs at the end"),
+        ("(3, 2, 0, 1, 1)", "this differs at character 1: "),
+        ("64-41414-3_20_1131", "this differs at character 18"),
+        ("(3, 2, 0, 1, 1, 3, 1)", "this differs at character 1: "),
+        ("(3, 2, 0, 1, 1, 13)", "this differs at character 1: "),
+        ("64-41414-32_0_113", "this differs at character 11"),
+        ("64-41414-320113", "this differs at character 11"),
+        ("64-41414-3_2 _113", "this differs at character 13"),
+        ("64-41414-3_20_1\n3", "this differs at character 16 of line 1"),
+        ("64-41414-\u0663_20_113", "this differs at character 10"),
+        ("(\u0663, 2, 0, 1, 1, 3)", "this differs at character 1: "),
+        ("64-41414-\u00b3_20_113", "this differs at character 10"),
+        ("64-41414-basic", "this differs at character 10"),
+        ("x\n" * 1000, "this differs at character 1 of line 1: "),
     ],
 )
 def test_bad_texts(text, message):
@@ -119,11 +124,11 @@ def test_bad_texts(text, message):
 
 
 def test_no_other_notation_is_taken_for_this_one():
+    assert not DARTS.recognizes("(3, 2, 0, 1, 1, 3)")
     for space in (NAS_BENCH_201, DARTS):
         mask = architectures.sample(space, 1, np.random.default_rng(0))[0]
         assert not TRANSNAS_BENCH_101.recognizes(space.to_string(mask))
         assert not space.recognizes("64-41414-3_20_113")
-        assert not space.recognizes("(3, 2, 0, 1, 1, 3)")
 
 
 # The space.
