@@ -5,6 +5,11 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+# Before JAX is loaded: XLA's C++ says on stderr where a compilation is slow; its errors are raised
+# all the same. JAX itself sets 1, which processes started by a program that uses JAX inherit.
+if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
 import tenas_jax
 from tenas_jax.cli.messages import complain
 from tenas_jax.cli.signals import own_process

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import tyro
 
 from tenas_jax.errors import InputError, first_line
+from tenas_jax.host.cache import keep_programs
 from tenas_jax.host.files import require_local
 from tenas_jax.host.processes import join
 
@@ -41,6 +42,8 @@ class Machine:
     """Devices that share the work, of each process; None is all, on a CPU one per core."""
     compilation_cache: str = field(default_factory=default_cache)
     """Folder that keeps compiled programs for later runs; none keeps nothing."""
+    compilation_cache_mb: int = 2000
+    """Megabytes that it may hold; beyond them the least recently used programs are removed."""
     distributed: tyro.conf.FlagCreatePairsOff[bool] = False
     """Share the work with other processes that are started with the same words."""
     coordinator_address: str | None = None
@@ -59,6 +62,10 @@ class Machine:
         most = max(MOST_DEVICES, MOST_PER_CORE * _cores())
         if self.devices is not None and self.devices > most:
             raise InputError(f"devices must be at most {most} here, not {self.devices}")
+        if self.compilation_cache_mb < 1:
+            raise InputError(
+                f"compilation-cache-mb must be at least 1, not {self.compilation_cache_mb}"
+            )
         if not self.distributed and (address, count, index) != (None, None, None):
             raise InputError(
                 "--coordinator-address, --process-count and --process-id need --distributed"
@@ -104,8 +111,7 @@ def configure_jax(machine: Machine) -> Sequence[jax.Device]:
                 "process of its own"
             ) from error
     if cache != NO_CACHE and _is_writable(Path(cache)):
-        jax.config.update("jax_compilation_cache_dir", cache)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        keep_programs(cache, machine.compilation_cache_mb * 10**6)
     if machine.distributed:
         join(
             machine.coordinator_address,

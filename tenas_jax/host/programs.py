@@ -4,11 +4,9 @@ JAX's compilation cache saves a second run the compilation, but not the tracing 
 to look up there, which for a supernet takes longer than all else before the first measurement.
 """
 
-import contextlib
 import hashlib
 import os
 import platform
-import uuid
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import jax
 from jax import export
 
 import tenas_jax
+from tenas_jax.host.cache import ProgramCache
 
 PACKAGES = ("jax", "jaxlib", "flax", "neural-tangents", "numpy", "optax")
 
@@ -41,20 +40,20 @@ def traced(function: jax.stages.Wrapped, identity: str | None, *arguments: Any) 
         >>> program.call(jnp.arange(3.0)).tolist()
         [0.0, 1.0, 4.0]
     """
-    settings = jax.config.values
-    folder = settings["jax_compilation_cache_dir"]
+    folder = jax.config.values["jax_compilation_cache_dir"]
     if folder is None or identity is None:
         return export.export(function)(*arguments)
+    cache = ProgramCache(folder, max_size=jax.config.values["jax_compilation_cache_max_size"])
     shapes = [(x.shape, x.dtype, getattr(x, "sharding", None)) for x in jax.tree.leaves(arguments)]
-    made_by = sorted(settings.items()), os.environ.get("XLA_FLAGS"), versions(), _source()
+    settings = sorted(item for item in jax.config.values.items() if "cache" not in item[0])
+    made_by = settings, os.environ.get("XLA_FLAGS"), versions(), _source()
     parts = (identity, shapes, jax.devices(), made_by)
-    path = Path(folder) / f"traced-{hashlib.sha256(repr(parts).encode()).hexdigest()}"
-    kept = _read(path)
+    key = f"traced-{hashlib.sha256(repr(parts).encode()).hexdigest()}"
+    kept = cache.get(key)
     if kept is not None:
-        return export.deserialize(kept)
+        return export.deserialize(bytearray(kept))
     program = export.export(function)(*arguments)
-    with contextlib.suppress(OSError):  # as for JAX's own entries: what is not kept is made again
-        _write(path, program.serialize())
+    cache.put(key, bytes(program.serialize()))
     return program
 
 
@@ -76,24 +75,3 @@ def _source() -> list[str]:
     """This package's files, of which a program is made."""
     files = sorted(Path(__file__).parents[1].rglob("*.py"))
     return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-
-
-def _read(path: Path) -> bytearray | None:
-    """What `_write` wrote, if it is there and undamaged."""
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return None
-    size = hashlib.sha256().digest_size
-    digest, program = content[:size], content[size:]
-    return bytearray(program) if digest == hashlib.sha256(program).digest() else None
-
-
-def _write(path: Path, program: bytearray) -> None:
-    """Write a file whole or not at all, even if another process is about to."""
-    unfinished = path.with_name(f"{path.name}-{uuid.uuid4()}")
-    try:
-        unfinished.write_bytes(hashlib.sha256(program).digest() + program)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

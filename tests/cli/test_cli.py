@@ -60,6 +60,8 @@ def scorer(monkeypatch, tmp_path):
         ("search --space nats", "'nats'"),
         ("search --combination mean", "choose one of sum, min, max, kappa, regions"),
         ("search --devices 0", "devices must be at least 1, not 0"),
+        ("search --compilation-cache-mb 0", "compilation-cache-mb must be at least 1, not 0"),
+        ("search --compilation-cache-mb 1.5", "Error parsing --compilation-cache-mb: invalid"),
         ("search --resume", "tenas-runs/nas-bench-201-seed0 holds no search to go on with"),
         ("search --workdir /dev/null/run", "cannot use /dev/null/run: Not a directory"),
     ],

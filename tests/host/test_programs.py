@@ -54,6 +54,19 @@ def test_what_a_program_depends_on_is_traced_anew(cache, count):
     assert len(count) == 5
 
 
+def test_where_programs_are_kept_is_no_part_of_them(cache, count, monkeypatch):
+    traced(twice(count), "twice", X)
+    monkeypatch.chdir(cache.parent)
+    jax.config.update("jax_compilation_cache_dir", cache.name)
+    before = jax.config.values["jax_compilation_cache_max_size"]
+    jax.config.update("jax_compilation_cache_max_size", 10**6)
+    try:
+        traced(twice(count), "twice", X)
+    finally:
+        jax.config.update("jax_compilation_cache_max_size", before)
+    assert len(count) == 1
+
+
 def test_nothing_is_kept_without_a_cache(count):
     for _ in range(2):
         assert traced(twice(count), "twice", X).call(X).tolist() == [0, 2, 4]
