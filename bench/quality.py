@@ -79,6 +79,10 @@ class Remembering:
         lines = path.read_text().splitlines() if path.exists() else []
         self._known: dict[str, list[float]] = dict(filter(None, map(_parse, lines)))
 
+    def begin(self) -> None:
+        """Begin to compile."""
+        self._scorer.begin()
+
     def compile(self) -> None:
         """Compile once, whatever many searches there are."""
         self._scorer.compile()

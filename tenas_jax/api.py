@@ -245,7 +245,7 @@ def score_problem(
         values = loop.run_scores(
             problem,
             masks,
-            rows,
+            rows.parts(),
             shared,
             settings=settings,
             resume=resume if is_main() else True,

@@ -55,7 +55,7 @@ class Scores:
         settings = search_settings(problem, "scores", "f00d")
         masks = np.stack([NAS_BENCH_201.from_string(text) for text in self.texts])
         scorer = HashScorer()
-        return run_scores(problem, masks, scorer, folder, settings=settings, resume=resume)
+        return run_scores(problem, masks, [scorer], folder, settings=settings, resume=resume)
 
     def read(self, folder):
         return self.make(folder, resume=True).tolist(), (folder / "scores.csv").read_text()

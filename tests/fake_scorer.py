@@ -27,6 +27,12 @@ class HashScorer:
         self.calls = 0
         self.rows = []
 
+    def parts(self):
+        return [self]
+
+    def begin(self):
+        pass
+
     def compile(self):
         self.compiled += 1
 

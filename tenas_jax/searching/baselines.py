@@ -84,7 +84,7 @@ def evolution(problem: Problem) -> Run:
 
 
 def score(
-    problem: Problem, masks: Masks, later: int = 0
+    problem: Problem, masks: Masks, later: int = 0, *, part: int = 0, parts: int = 1
 ) -> Generator[Work, Measurements, Float[np.ndarray, "architecture metric"]]:
     """Measure architectures, all with the same weights and images in a repeat.
 
@@ -92,6 +92,8 @@ def score(
         problem: what is measured.
         masks: the architectures.
         later: how many architectures are expected to be measured after these.
+        part: which of the scorers measures them, from 0; the others come before and after.
+        parts: how many scorers there are.
 
     Returns:
         A generator like a strategy, whose return value is the means over the repeats.
@@ -104,7 +106,8 @@ def score(
         for name in [space.to_string(mask)]
         for repeat in range(config.repeats)
     ]
-    values = yield Work(rows, 0, 1, later * config.repeats)
+    later = (later + len(masks) * (parts - part - 1)) * config.repeats
+    values = yield Work(rows, part, parts, later, part)
     means: np.ndarray = values.reshape(len(masks), config.repeats, -1).mean(1)
     return means
 

@@ -45,8 +45,11 @@ class Scorer(Protocol):
     def compile_seconds(self) -> float:
         """Seconds that `compile` took; 0 before it was called."""
 
+    def begin(self) -> None:
+        """Begin to prepare for calls, in the background."""
+
     def compile(self) -> None:
-        """Prepare for calls; called once, before the first measurement."""
+        """Prepare for calls; called before the first measurement."""
 
     def __call__(
         self, keys: Key[Array, " row"], masks: Bool[np.ndarray, "row cell edge op"]
@@ -65,6 +68,8 @@ class Progress(NamedTuple):
     done: int
     total: int
     seconds_left: float | None
+    compiling: tuple[str, ...] = ()
+    """The metrics that are waited for until their program is compiled."""
 
 
 class Result(TypedDict):
@@ -134,7 +139,7 @@ def run_search(
     if finished.exists():
         stored = read_json(finished, remedy=remedy)
 
-    run = run_strategy(strategy(problem), scorer, workdir, settings, progress=progress)
+    run = run_strategy(strategy(problem), [scorer], workdir, settings, progress=progress)
     found: Found = run.outcome
     result = Result(
         preset=preset,
@@ -164,7 +169,7 @@ def run_search(
 def run_scores(
     problem: Problem,
     masks: Masks,
-    scorer: Scorer,
+    scorers: Sequence[Scorer],
     workdir: Path,
     *,
     settings: Mapping[str, Any],
@@ -174,12 +179,12 @@ def run_scores(
     """Measure architectures and write `scores.csv`; can be resumed after any interruption.
 
     The file has a column `genotype` and one for each metric, the means over the repeats. Its
-    checksum is in `SHA256SUMS`.
+    checksum is in `SHA256SUMS`. It is written after each scorer with the columns that there are.
 
     Args:
         problem: what is measured.
         masks: the architectures.
-        scorer: measures rows.
+        scorers: measure rows one after the other, each some of the metrics.
         workdir: where the files are; made if there is none.
         settings: what `config.json` is to hold, from `search_settings`.
         resume: whether the work directory must hold this run already; None: it may.
@@ -193,16 +198,31 @@ def run_scores(
             nothing and it is true, or cannot be written.
     """
     open_workdir(workdir, settings, resume=resume)
-    run = run_strategy(score(problem, masks), scorer, workdir, settings, progress=progress)
-    values: np.ndarray = run.outcome
-    rows = [["genotype", *problem.directions]]
-    for mask, numbers in zip(masks, values.tolist(), strict=True):
-        rows.append([problem.space.to_string(mask), *map(repr, numbers)])
+
+    def by_scorer() -> Generator[Any, Any, Float[np.ndarray, "architecture metric"]]:
+        columns: dict[str, np.ndarray] = {}
+        for part, scorer in enumerate(scorers):
+            values = yield from score(problem, masks, part=part, parts=len(scorers))
+            names = [metric.name for metric in scorer.metrics]
+            columns |= zip(names, values.T, strict=True)
+            known = {name: columns[name] for name in problem.directions if name in columns}
+            _write_scores(workdir, list(map(problem.space.to_string, masks)), known)
+        return np.stack(list(known.values()), 1)
+
+    run = run_strategy(by_scorer(), scorers, workdir, settings, progress=progress)
+    table: np.ndarray = run.outcome
+    return table
+
+
+def _write_scores(
+    workdir: Path, genotypes: Sequence[str], columns: Mapping[str, Float[np.ndarray, " row"]]
+) -> None:
+    numbers = (map(repr, column.tolist()) for column in columns.values())
     path = workdir / "scores.csv"
     with whole_file(path) as unfinished, open(unfinished, "w") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows([["genotype", *columns], *zip(genotypes, *numbers, strict=True)])
     write_sums(workdir, [path])
-    return values
 
 
 class Run(NamedTuple):
@@ -218,7 +238,7 @@ class Run(NamedTuple):
 
 def run_strategy(
     strategy: Generator[Any, Any, Any],
-    scorer: Scorer,
+    scorers: Sequence[Scorer],
     workdir: Path,
     settings: Mapping[str, Any],
     *,
@@ -228,7 +248,7 @@ def run_strategy(
 
     Args:
         strategy: see `tenas_jax.searching.rows`.
-        scorer: measures rows; it is compiled before the first one.
+        scorers: measure rows, each those of its part; all begin to be compiled before the first.
         workdir: where the trace is, `trace.jsonl`; what it holds is not measured again.
         settings: what `config.json` holds, with the seed of the weights and images.
         progress: called with all work, after compilation, and after every batch.
@@ -239,43 +259,48 @@ def run_strategy(
     Raises:
         InputError: the trace is of another run, or cannot be written.
     """
-    trace = Trace(workdir / "trace.jsonl", scorer.metrics, settings)
+    trace = Trace(workdir / "trace.jsonl", settings)
     key = random_key(settings["config"]["seed"])
     measurements: list[list[float]] = []
     replayed = 0
-    compiled: float | None = None
+    compiled: list[Scorer] = []
+    measure_seconds = 0.0
 
     def perform(work: Work) -> Float[np.ndarray, "row metric"]:
-        nonlocal replayed, compiled
-        before = len(measurements)
+        nonlocal replayed, measure_seconds
+        before, scorer = len(measurements), scorers[work.part]
+        metrics = scorer.metrics
 
-        def report() -> None:
+        def report(compiling: tuple[str, ...] = ()) -> None:
             total, done = before + len(work.rows) + work.later, len(measurements)
             new = done - replayed
-            left = (
-                (time.perf_counter() - compiled) / new * (total - done)
-                if compiled and new
-                else None
-            )
-            progress(Progress(work.round, work.rounds, done, total, left))
+            left = measure_seconds / new * (total - done) if new else None
+            progress(Progress(work.round, work.rounds, done, total, left, compiling))
 
-        taken = trace.take([row.identity for row in work.rows])
+        taken = trace.take([row.identity for row in work.rows], metrics)
         measurements.extend(taken)
         replayed += len(taken)
-        if compiled is None and len(taken) < len(work.rows):
+        if scorer not in compiled and len(taken) < len(work.rows):
+            report(tuple(metric.name for metric in metrics if metric.count is None))
+            if not compiled:
+                for each in scorers[work.part :]:
+                    each.begin()
             scorer.compile()
-            compiled = time.perf_counter()
+            compiled.append(scorer)
         report()
+        started = time.perf_counter()
         for batch, values in measure(scorer, work.rows[len(taken) :], key):
-            trace.append([row.identity for row in batch], values)
+            trace.append([row.identity for row in batch], metrics, values)
             measurements.extend(values.tolist())
+            measure_seconds += time.perf_counter() - started
             report()
+            started = time.perf_counter()
         return np.array(measurements[before:])
 
     outcome = _drive(strategy, perform, trace.note)
     trace.require_end()
-    nonfinite = int((~np.isfinite(measurements)).any(axis=1).sum())
-    return Run(outcome, nonfinite, time.perf_counter() - compiled if compiled else 0.0)
+    nonfinite = sum(not np.isfinite(row).all() for row in measurements)
+    return Run(outcome, nonfinite, measure_seconds)
 
 
 def search_settings(problem: Problem, preset: str, data_fingerprint: str) -> dict[str, Any]:

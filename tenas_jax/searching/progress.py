@@ -51,10 +51,10 @@ def show_progress(console: Console) -> Iterator[Show]:
         yield _notebook_bar()
     elif console.is_terminal:
         with progress_bar(console) as bar:
-            task = bar.add_task("compiling")
+            task = bar.add_task("starting")
 
             def update_bar(progress: Progress) -> None:
-                description = _round(progress) + _time_left(progress)
+                description = _state(progress)
                 bar.update(
                     task, description=description, completed=progress.done, total=progress.total
                 )
@@ -65,16 +65,14 @@ def show_progress(console: Console) -> Iterator[Show]:
 
 
 def _lines(console: Console) -> Show:
-    shown: set[int] = set()
+    shown: set[tuple[int, bool]] = set()
 
     def print_round(progress: Progress) -> None:
-        if progress.round not in shown:
-            shown.add(progress.round)
-            say(
-                console,
-                f"{_round(progress)}: {progress.done} of {progress.total} "
-                f"measurements done{_time_left(progress)}",
-            )
+        kind = progress.round, bool(progress.compiling)
+        if kind not in shown:
+            shown.add(kind)
+            done = f"{progress.done} of {progress.total} measurements done"
+            say(console, f"{_state(progress)}: {done}")
 
     return print_round
 
@@ -92,18 +90,20 @@ def _notebook_bar() -> Show:
     def html(value: int, total: int, text: str) -> HTML:
         return HTML(f"<progress value={value} max={total}></progress> {text}")
 
-    handle = display(html(0, 1, "compiling"), display_id=True)
+    handle = display(html(0, 1, "starting"), display_id=True)
 
     def update(progress: Progress) -> None:
-        text = f"{progress.done} of {progress.total}, {_round(progress)}{_time_left(progress)}"
+        text = f"{progress.done} of {progress.total}, {_state(progress)}"
         handle.update(html(progress.done, progress.total, text))
 
     return update
 
 
-def _round(progress: Progress) -> str:
-    return f"round {progress.round + 1} of {progress.rounds}"
-
-
-def _time_left(progress: Progress) -> str:
-    return "" if progress.seconds_left is None else f", {progress.seconds_left:.0f} s left"
+def _state(progress: Progress) -> str:
+    """The round, and what is being compiled or how long the rest takes."""
+    state = f"round {progress.round + 1} of {progress.rounds}"
+    if progress.compiling:
+        return f"{state}, compiling {', '.join(progress.compiling)}"
+    if progress.seconds_left is None:
+        return state
+    return f"{state}, {progress.seconds_left:.0f} s left"

@@ -34,6 +34,8 @@ class Work(NamedTuple):
     rounds: int
     later: int
     """Measurements expected after these; with automatic repeats the fewest possible."""
+    part: int = 0
+    """Which of the scorers measures them."""
 
 
 class Note(NamedTuple):

@@ -4,10 +4,11 @@ A row is one supernet or candidate with one draw of weights and images. Rows wit
 that draw (common random numbers), whatever their masks.
 """
 
+import copy
 import dataclasses
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +30,8 @@ from tenas_jax.searching.problem import Problem
 class SupernetScorer:
     """Measures rows on all devices, with one compilation; the scorer of a search.
 
-    Metrics that share nothing are measured by programs of their own, which are compiled side by
-    side.
+    Metrics that share nothing are measured by programs of their own, which are compiled two at a
+    time.
 
     Args:
         measure: measures one row.
@@ -65,19 +66,34 @@ class SupernetScorer:
         self._images = tuple(Images.of(images, lambda array: place(array, everywhere)))
         self._row_sharding = NamedSharding(self._mesh, _ROWS)
         self._groups = programs([metric for metric in metrics if metric.count is None])
+        self._compiling: list[Future[jax.stages.Compiled]] = []
         self._programs: list[jax.stages.Compiled] = []
+
+    def parts(self) -> list["SupernetScorer"]:
+        """A scorer for each program, those first that compile sooner; counts come before all."""
+        counted = tuple(metric for metric in self.metrics if metric.count is not None)
+        parts = []
+        for metrics in [counted] * bool(counted) + self._groups:
+            part = copy.copy(self)
+            part.metrics, part._groups = metrics, [] if metrics is counted else [metrics]
+            part._compiling, part._programs = [], []
+            parts.append(part)
+        return parts
+
+    def begin(self) -> None:
+        """Trace the programs, and compile them in the background."""
+        options = compiler_options(self._mesh.devices.flat[0].platform)
+        if not self._compiling:
+            lowered = map(self._lower, self._groups)
+            self._compiling = [_COMPILERS.submit(each.compile, options) for each in lowered]
 
     def compile(self) -> None:
         """Compile for the one shape there is; `compile_seconds` tells how long it took."""
-        if self._programs or not self._groups:
-            return
-        start = time.perf_counter()
-        options = compiler_options(self._mesh.devices.flat[0].platform)
-        # What is traced here is compiled there, while the next one is traced.
-        with ThreadPoolExecutor(2) as pool:
-            compiled = [pool.submit(self._lower(group).compile, options) for group in self._groups]
-        self._programs = [program.result() for program in compiled]
-        self.compile_seconds = time.perf_counter() - start
+        if not self._programs:
+            start = time.perf_counter()
+            self.begin()
+            self._programs = [program.result() for program in self._compiling]
+            self.compile_seconds = time.perf_counter() - start
 
     def __call__(
         self, keys: Key[Array, " row"], masks: Bool[np.ndarray, "row cell edge op"]
@@ -154,6 +170,7 @@ class SupernetScorer:
 
 
 _ROWS = PartitionSpec(None, "row")
+_COMPILERS = ThreadPoolExecutor(2, "compiler")  # more take memory without being quicker
 
 
 def work(space: SearchSpace, masks: Masks) -> Int[np.ndarray, " row"]:

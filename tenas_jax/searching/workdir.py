@@ -101,24 +101,26 @@ class Trace:
 
     Args:
         path: an existing file; a last line that is torn is cut off it.
-        metrics: the numbers in a line; its other values say what was measured.
         settings: what `config.json` holds.
 
     Raises:
         InputError: a line other than the last is damaged, or the file cannot be used.
     """
 
-    def __init__(self, path: Path, metrics: Sequence[Metric], settings: Mapping[str, Any]) -> None:
-        self._path, self._metrics = path, metrics
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self._path = path
         journal = _read_trace(path, settings)
         self._recorded, self._seal = journal.records, journal.seal
         self._taken = 0
 
-    def take(self, identities: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+    def take(
+        self, identities: Sequence[Mapping[str, Any]], metrics: Sequence[Metric]
+    ) -> list[list[float]]:
         """The recorded measurements of the first of these rows, as many as there are.
 
         Args:
-            identities: for each row what was measured.
+            identities: for each row what was measured; other values of its line are its numbers.
+            metrics: what its numbers are.
 
         Returns:
             For each row taken its numbers, shape (rows, metrics).
@@ -129,33 +131,37 @@ class Trace:
         values = []
         for identity in identities[: len(self._recorded) - self._taken]:
             record = dict(self._recorded[self._taken])
-            stored = [record.pop(metric.name, None) for metric in self._metrics]
+            stored = [record.pop(metric.name, None) for metric in metrics]
             if record != identity or not all(
                 is_number(value) or value in ("inf", "-inf", "nan") for value in stored
             ):
                 raise self._foreign_line()
             numbers = list(map(float, stored))
-            self._require_possible(numbers, f"{self._path}, line {self._taken + 1}: ")
+            _require_possible(metrics, numbers, f"{self._path}, line {self._taken + 1}: ")
             values.append(numbers)
             self._taken += 1
         return values
 
     def append(
-        self, identities: Sequence[Mapping[str, Any]], values: Float[np.ndarray, "row metric"]
+        self,
+        identities: Sequence[Mapping[str, Any]],
+        metrics: Sequence[Metric],
+        values: Float[np.ndarray, "row metric"],
     ) -> None:
         """Write measurements; when this returns they are on the disk.
 
         Args:
             identities: for each row what was measured.
+            metrics: what its numbers are.
             values: its numbers, shape (rows, metrics).
 
         Raises:
             InputError: a metric cannot have such a value, or they cannot be written; the file is
                 then as it was before.
         """
-        names = [metric.name for metric in self._metrics]
+        names = [metric.name for metric in metrics]
         for row in values.tolist():
-            self._require_possible(row)
+            _require_possible(metrics, row)
         self._write(
             [
                 {**identity, **dict(zip(names, row.tolist(), strict=True))}
@@ -192,19 +198,20 @@ class Trace:
         finite = [json_values(dict(record)) for record in records]
         self._seal = append_journal(self._path, finite, self._seal)
 
-    def _require_possible(self, values: Sequence[float], where: str = "") -> None:
-        for metric, value in zip(self._metrics, values, strict=True):
-            if value < metric.minimum:
-                raise InputError(
-                    f"{where}metric {metric.name} is {value}, but at least {metric.minimum:g} by "
-                    "its definition: correct it"
-                )
-
     def _foreign_line(self) -> InputError:
         return InputError(
             f"{self._path}, line {self._taken + 1} is not the measurement that this search makes "
             f"there: {OTHER_FOLDER}"
         )
+
+
+def _require_possible(metrics: Sequence[Metric], values: Sequence[float], where: str = "") -> None:
+    for metric, value in zip(metrics, values, strict=True):
+        if value < metric.minimum:
+            raise InputError(
+                f"{where}metric {metric.name} is {value}, but at least {metric.minimum:g} by its "
+                "definition: correct it"
+            )
 
 
 def _require_agreement(settings: Sequence[Mapping[str, Any]]) -> None:
