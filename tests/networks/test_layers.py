@@ -32,15 +32,16 @@ def conv(layout, a, *, stride, size):
     return layout.conv(a["x"], a["kernel"], stride=stride, padding=size // 2, dilation=1, groups=1)
 
 
-def conv_batch_norm(layout, a, *, stride, size, groups, active=True):
+def conv_batch_norm(layout, a, *, stride, size, groups, dilation=1, active=True):
     return layout.conv_batch_norm(
         a["x"],
         a["kernel"],
         a["scale"],
         a["bias"],
         stride=stride,
-        padding=size // 2,
+        padding=dilation * (size // 2),
         groups=groups,
+        dilation=dilation,
         active=active,
     )
 
@@ -84,6 +85,14 @@ CASES = {
             "conv_batch_norm",
             partial(conv_batch_norm, size=3, groups=1),
             lambda c: kernel(3, c, 17 - c, affine=True),
+        ),
+        *(
+            (
+                f"conv_batch_norm_dilated_{size}x{size}",
+                partial(conv_batch_norm, size=size, groups=1, dilation=2),
+                partial(lambda size, c: kernel(size, c, 3, affine=True), size),
+            )
+            for size in (3, 5)
         ),
         (
             "conv_batch_norm_by_channel",

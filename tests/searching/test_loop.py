@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 from fake_scorer import CONFIG, HashScorer, InterruptedByTest, search, timeless
 
+from tenas_jax.architectures import enumeration as architectures
 from tenas_jax.architectures.genotype import from_string
 from tenas_jax.errors import InputError
 from tenas_jax.host.files import read_json
 from tenas_jax.searching.config import NTKConfig, SearchConfig
+from tenas_jax.searching.loop import run_scores, search_settings
+from tenas_jax.searching.problem import look_up
 from tenas_jax.searching.te_nas import evaluations_per_round
 from tenas_jax.spaces import DARTS, NAS_BENCH_201
 
@@ -329,3 +332,41 @@ def test_progress_counts_every_measurement(tmp_path):
     assert seen[0].seconds_left is None  # nothing was measured by this process yet
     assert seen[-1].seconds_left == 0
     assert 0 < seen[-2].seconds_left < 60
+
+
+class Part(HashScorer):
+    """A scorer of some of the metrics of `HashScorer`."""
+
+    def __init__(self, column, **options):
+        super().__init__(**options)
+        self.metrics = HashScorer.metrics[column : column + 1]
+        self.column = column
+
+    def score(self, key, mask):
+        return [float(super().score(key, mask)[self.column])]
+
+
+def test_scores_are_measured_by_one_scorer_after_the_other(tmp_path):
+    """What there is after the first is in the file; killed and resumed nothing is different."""
+    problem = look_up(dataclasses.replace(CONFIG, metrics="regions,kappa"))
+    masks = architectures.sample(problem.space, 5, np.random.default_rng(0))
+    settings = search_settings(problem, "test", "f00d")
+
+    def scores(folder, scorers, **options):
+        return run_scores(problem, masks, scorers, folder, settings=settings, **options)
+
+    whole = scores(tmp_path / "a", [HashScorer()])
+    with pytest.raises(InterruptedByTest):
+        scores(tmp_path / "b", [Part(0), Part(1, dies_at_call=1)])
+    header, *rows = (tmp_path / "b" / "scores.csv").read_text().splitlines()
+    assert header == "genotype,kappa"
+    assert [float(row.rpartition(",")[2]) for row in rows] == whole[:, 0].tolist()
+    seen, parts = [], [Part(0), Part(1)]
+    resumed = scores(tmp_path / "b", parts, resume=True, progress=seen.append)
+    np.testing.assert_array_equal(resumed, whole[:, ::-1])
+    assert [part.compiled for part in parts] == [0, 1]
+    assert [each.compiling for each in seen if each.compiling] == [("regions",)]
+    assert seen[-1][:4] == (1, 2, 20, 20)
+    scores(tmp_path / "c", [Part(0), Part(1)])
+    files = [(tmp_path / name / "trace.jsonl").read_bytes() for name in "bc"]
+    assert files[0] == files[1]

@@ -194,3 +194,14 @@ def test_a_row_lowers_for_accelerators(platform, image_set):
     arguments = (jax.random.key(0), NAS_BENCH_201.initial_mask(), Images.of(image_set))
     exported = export.export(row, platforms=[platform])(*arguments)
     assert exported.platforms == (platform,)
+
+
+def test_photographs_of_another_seed_have_the_same_program(image_set):
+    problem = look_up(dataclasses.replace(CONFIG, metrics="regions"))
+    other = ImageSet(255 - image_set.images, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), "noise")
+    programs = [
+        scorer._lower(problem.metrics).as_text()
+        for each in (image_set, other)
+        for scorer in [make_scorer(problem, each, jax.devices()[:2])]
+    ]
+    assert programs[0] == programs[1]
