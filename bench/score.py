@@ -1,11 +1,12 @@
-"""Architectures of NAS-Bench-201 scored per second, by condition number and linear regions.
+"""Architectures scored per second, by condition number and linear regions.
 
-    python -m bench.score --original PATH
+    python -m bench.score --space nas-bench-201 --original PATH
 
 Random architectures, one draw of weights each, as `tenas score --metrics kappa,regions` measures
 them, against the original's functions for the same two metrics on the same cores.
 """
 
+import dataclasses
 import functools
 import os
 import time
@@ -14,21 +15,22 @@ from pathlib import Path
 import numpy as np
 
 from bench import common
-from bench.common import Contestant, Work
+from bench.common import SPACES, Contestant, Work
 from bench.linear_regions import BATCHES, patches
 from bench.search import ntk_images
 from tenas_jax.architectures import enumeration
-from tenas_jax.spaces import NAS_BENCH_201
+from tenas_jax.configs import get_preset
 
 IMAGES = 1024
+PRESETS = {"nas-bench-201": "nas-bench-201", "darts": "darts-cifar10"}
 
 
-def masks(count: int) -> np.ndarray:
+def masks(space: str, count: int) -> np.ndarray:
     """Random architectures, the same for everyone."""
-    return enumeration.sample(NAS_BENCH_201, count, np.random.default_rng(0))
+    return enumeration.sample(SPACES[space], count, np.random.default_rng(0))
 
 
-def build_ours(count: int, batch: int) -> Work:
+def build_ours(space: str, count: int, batch: int) -> Work:
     """The scorer of `tenas score`, with a device for each core."""
     from tenas_jax.host.devices import Machine, configure_jax
 
@@ -37,23 +39,23 @@ def build_ours(count: int, batch: int) -> Work:
 
     from tenas_jax.data.images import ImageSet
     from tenas_jax.searching.baselines import score
-    from tenas_jax.searching.config import NTKConfig, SearchConfig
     from tenas_jax.searching.loop import measure
     from tenas_jax.searching.problem import look_up
     from tenas_jax.searching.scorer import make_scorer
 
     pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 32, 32, 3), np.uint8)
     images = ImageSet(pixels, mean=(0.5, 0.5, 0.5), std=(0.3, 0.3, 0.3), name="noise")
-    config = SearchConfig(images=len(pixels), repeats=1, ntk=NTKConfig(batch_size=batch))
-    problem = look_up(config)
+    config = get_preset(PRESETS[space])
+    ntk = dataclasses.replace(config.ntk, batch_size=batch)
+    problem = look_up(dataclasses.replace(config, images=len(pixels), repeats=1, ntk=ntk))
     scorer = make_scorer(problem, images, devices, single_path=True)
     scorer.compile()
-    rows = next(score(problem, masks(count))).rows
+    rows = next(score(problem, masks(space, count))).rows
     key = jax.random.key(0)
     return lambda: np.concatenate([values for _, values in measure(scorer, rows, key)])
 
 
-def build_theirs(count: int, batch: int, clone: Path) -> Work:
+def build_theirs(space: str, count: int, batch: int, clone: Path) -> Work:
     """`get_ntk_n` and the region counter of the clone."""
     common.require("torch")
     import torch
@@ -65,13 +67,13 @@ def build_theirs(count: int, batch: int, clone: Path) -> Work:
     batches = list(torch.from_numpy(patches()).permute(0, 1, 4, 2, 3).to(device))
     original = tenas.Original(clone, device)
     configs = [
-        original.config(NAS_BENCH_201, networks)
+        original.config(SPACES[space], networks)
         for networks in (tenas.NTK_NETWORKS, tenas.REGION_NETWORKS)
     ]
 
     def work() -> np.ndarray:
         scores = []
-        for mask in masks(count):
+        for mask in masks(space, count):
             network, thin = (original.network(config, mask) for config in configs)
             [condition] = original.condition_numbers([network], images)
             counter = original.region_counter(batches[0], BATCHES)
@@ -89,11 +91,13 @@ def main() -> None:
     parser = common.arguments(__doc__, budget=300)
     parser.set_defaults(threads=len(os.sched_getaffinity(0)), repeats=3)
     parser.add_argument("--architectures", type=int, default=12)
-    parser.add_argument("--batch-size", type=int, default=72, help="images of a kernel")
+    parser.add_argument("--space", choices=SPACES, default="nas-bench-201")
+    parser.add_argument("--batch-size", type=int, help="images of a kernel; None: the preset's")
     options = parser.parse_args()
+    batch = options.batch_size or get_preset(PRESETS[options.space]).ntk.batch_size
     end = time.monotonic() + options.budget
     environment = common.prepare_environment(options.threads)
-    given = (options.architectures, options.batch_size)
+    given = (options.space, options.architectures, batch)
     contestants = [Contestant("tenas score", functools.partial(build_ours, *given))]
     if options.original:
         theirs = functools.partial(build_theirs, *given, options.original)
@@ -114,11 +118,15 @@ def main() -> None:
     ratio = f"\n\nRatio {medians[-1] / medians[0]:.1f}." if len(medians) > 1 else ""
     header = ("contestant", "architectures per s", "median s", "min - max s", "memory MiB", "note")
     text = (
-        f"{options.architectures} random architectures, kernels of {options.batch_size} images, "
+        f"{options.architectures} random architectures, kernels of {batch} images, "
         f"3000 patches.\n\n{common.table(header, rows)}{ratio}"
     )
     common.write_results(
-        options.results, "score", environment, [vars(outcome) for outcome in outcomes], text
+        options.results,
+        f"score-{options.space}",
+        environment,
+        [vars(outcome) for outcome in outcomes],
+        text,
     )
 
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from tenas_jax.architectures.cell_space import CellSpace
 
@@ -225,7 +225,7 @@ def scan_kept(
     return scan(list(params), each, values, inputs)
 
 
-def _take(values: Float[Array, "i ..."], i: Int[Array, ""]) -> Float[Array, "..."]:
+def _take(values: Shaped[Array, "i ..."], i: Int[Array, ""]) -> Shaped[Array, "..."]:
     """`values[i]`, where i is within bounds."""
     sizes = (1, *values.shape[1:])
     taken = lax.dynamic_slice(values, _start(values, i), sizes, allow_negative_indices=False)

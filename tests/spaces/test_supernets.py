@@ -12,9 +12,10 @@ from tenas_jax.architectures.cell_space import has_dead_operators
 from tenas_jax.architectures.space import ProxySize
 from tenas_jax.metrics.ntk import empirical_ntk
 from tenas_jax.networks.batch_minor import BATCH_MINOR, chunk_size
-from tenas_jax.networks.initializers import initialize
+from tenas_jax.networks.initializers import initialize, quick_key
 from tenas_jax.networks.layouts import NHWC
-from tenas_jax.networks.ops import PATTERNS
+from tenas_jax.networks.ops import PATTERNS, READERS
+from tenas_jax.networks.supernet import FEATURES
 from tenas_jax.spaces import DARTS, SPACES, darts, get_space
 
 FILES = {"nas-bench-201": "nas201", "darts": "darts"}
@@ -164,3 +165,45 @@ def test_single_paths_depend_on_every_operator(single_path_case):
         mask[:, :, i] = True
     kernels = {np.asarray(of_path(mask)).tobytes() for mask in masks}
     assert len(kernels) == len(space.ops)
+
+
+@pytest.mark.parametrize("single_path", [False, True], ids=["supernet", "single_path"])
+def test_cells_in_a_loop_are_the_cells_one_by_one(single_path):
+    """Which they are while a network is initialized; of 4 cells two are reductions."""
+    network = DARTS.supernet(ProxySize(cells=4, single_path=single_path), NHWC)
+    images = jax.random.normal(jax.random.key(0), (3, 8, 8, 3))
+    mask = architectures.sample(DARTS, 1, np.random.default_rng(0))[0]
+    if not single_path:
+        mask |= architectures.sample(DARTS, 1, np.random.default_rng(1))[0]
+    wanted = [FEATURES, PATTERNS, READERS]
+
+    @quick_jit
+    def both(mask):
+        expected, variables = network.init_with_output(quick_key(jax.random.key(1)), images, mask)
+        return expected, network.apply(variables, images, mask, mutable=wanted)
+
+    expected, (actual, sown) = both(jnp.asarray(mask))
+    np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4)
+    assert len(jax.tree.leaves(sown[FEATURES])) == 4
+    patterns, readers = (jax.tree.leaves(sown[name]) for name in (PATTERNS, READERS))
+    assert [leaf.shape[1] for leaf in patterns] == [len(leaf) for leaf in readers]
+
+
+def test_gradients_of_single_paths_in_loops_are_the_supernets():
+    images = jax.random.normal(jax.random.key(0), (3, 8, 8, 3))
+    [mask] = jnp.asarray(architectures.sample(DARTS, 1, np.random.default_rng(0)))
+    networks = [
+        DARTS.supernet(ProxySize(cells=4, single_path=path), NHWC) for path in (True, False)
+    ]
+
+    @quick_jit
+    def gradients():
+        params = networks[0].init(quick_key(jax.random.key(1)), images, mask)["params"]
+
+        def loss(params, network):
+            return jnp.sin(network.apply({"params": params}, images, mask)).sum()
+
+        return [jax.grad(loss)(params, network) for network in networks]
+
+    for path, whole in zip(*map(jax.tree.leaves, gradients()), strict=True):
+        np.testing.assert_allclose(path, whole, atol=1e-4 * max(1, np.abs(whole).max()))
