@@ -34,6 +34,7 @@ class Draw:
         counting: `sample_axis`, `smooth` and `max_pooling` of `activation_patterns`.
 
     Example:
+        >>> import jax
         >>> apply_fn = lambda params, x: jax.nn.relu(x @ params["kernel"])
         >>> draw = Draw(apply_fn, {"kernel": jnp.eye(2)}, jnp.eye(2))
         >>> draw.kernel.tolist(), draw.patterns.tolist()

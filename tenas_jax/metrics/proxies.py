@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 from tenas_jax.errors import InputError
@@ -449,8 +450,8 @@ def saliency(params: PyTree, gradient: PyTree, select: Select = is_weight) -> Fl
         >>> float(saliency({"kernel": jnp.array([2.0])}, {"kernel": jnp.array([-3.0])}))
         6.0
     """
-    pairs = zip(select_leaves(params, select), select_leaves(gradient, select), strict=True)
-    return jnp.stack([jnp.abs(theta * g).sum() for theta, g in pairs]).sum()
+    theta, g = (ravel_pytree(select_leaves(tree, select))[0] for tree in (params, gradient))
+    return jnp.abs(theta * g).sum()
 
 
 def _require_labels(labels: Shaped[Array, "..."], classes: int | None = None) -> None:
@@ -473,7 +474,11 @@ def _selected(stacked: Select, tree: PyTree, select: Select) -> list[bool]:
 def _sum_over_layers(
     value: Callable[[Array], Array], leaves: Sequence[Array], stacked: Sequence[bool]
 ) -> Float[Array, ""]:
-    pairs = zip(leaves, stacked, strict=True)
+    """The sum of a value of each layer's weights, computed at once for layers of the same size."""
+    by_size: dict[int, list[Float[Array, "layer weights"]]] = {}
+    for leaf, several in zip(leaves, stacked, strict=True):
+        layers = leaf.reshape(len(leaf) if several else 1, -1)
+        by_size.setdefault(layers.shape[1], []).append(layers)
     return jnp.concatenate(
-        [jax.vmap(value)(leaf) if several else value(leaf)[None] for leaf, several in pairs]
+        [jax.vmap(value)(jnp.concatenate(each)) for each in by_size.values()]
     ).sum()

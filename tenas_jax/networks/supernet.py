@@ -81,35 +81,11 @@ class Cell(nn.Module):
             )
         if self.is_initializing():
             return self._one_by_one(self._all, inputs, mask)
-        mask = self.kept(mask)
+        if self.single_path and not self.is_mutable_collection(PATTERNS):
+            mask &= jnp.stack(self.space.connecting(mask))[:, None]
         if self.rolled:
             return self._in_loops(inputs, mask)
         return self._one_by_one(self._kept if self.single_path else self._all, inputs, mask)
-
-    def kept(self, mask: Bool[Array, "edge op"]) -> Bool[Array, "edge op"]:
-        """The operators that are to be computed."""
-        if self.single_path and not self.is_mutable_collection(PATTERNS):
-            mask = mask & jnp.stack(self.space.connecting(mask))[:, None]
-        return mask
-
-    def start(
-        self, inputs: Sequence[Array], mask: Bool[Array, "edge op"]
-    ) -> Float[Array, "node ..."]:
-        """The values of the nodes when the edges that leave the inputs are added."""
-        shape = list(subsample(self.layout, inputs[0], self.stride).shape)
-        shape[self.layout.channel_axis] = self.features
-        values = jnp.zeros((self.space.num_nodes + 1, *shape), inputs[0].dtype)
-        return self._loop(values, jnp.stack(inputs), self._readers[: len(inputs)], mask)
-
-    def add_edges(
-        self, values: Float[Array, "node ..."], mask: Bool[Array, "edge op"]
-    ) -> Float[Array, "node ..."]:
-        """The values of the nodes with all edges added, where none changes the size."""
-        return self._loop(values, None, self._readers, mask)
-
-    @property
-    def _readers(self) -> tuple[int, ...]:
-        return tuple(range(self.space.num_nodes - 1))
 
     def _one_by_one(
         self, compute: ComputeEdges, inputs: Sequence[Array], mask: Bool[Array, "edge op"]
@@ -144,13 +120,17 @@ class Cell(nn.Module):
 
     def _in_loops(self, inputs: Sequence[Array], mask: Bool[Array, "edge op"]) -> list[Array]:
         """The values of all nodes: a loop over the edges, two where the inputs are larger."""
-        count = len(inputs)
-        if self.stride == 1 and inputs[0].shape[self.layout.channel_axis] == self.features:
-            values = jnp.zeros((self.space.num_nodes + 1, *inputs[0].shape), inputs[0].dtype)
-            return list(self.add_edges(values.at[:count].set(jnp.stack(inputs)), mask)[:-1])
-        values = self.start(inputs, mask)
-        values = self._loop(values, None, self._readers[count:], mask)
-        return [*inputs, *values[count:-1]]
+        layout, first = self.layout, jnp.stack(inputs)
+        shape = list(subsample(layout, inputs[0], self.stride).shape)
+        shape[layout.channel_axis] = self.features
+        values = jnp.zeros((self.space.num_nodes + 1, *shape), first.dtype)
+        readers = tuple(range(self.space.num_nodes - 1))
+        if first.shape[1:] == values.shape[1:]:
+            values = self._loop(values.at[: len(inputs)].set(first), None, readers, mask)
+            return list(values[:-1])
+        values = self._loop(values, first, readers[: len(inputs)], mask)
+        values = self._loop(values, None, readers[len(inputs) :], mask)
+        return [*inputs, *values[len(inputs) : -1]]
 
     def _loop(
         self,

@@ -1,16 +1,11 @@
 """DARTS (Liu et al., 2019, arXiv 1806.09055): two types of cells of 14 edges, eight operators."""
 
-from collections.abc import Sequence
-from functools import partial
-from itertools import pairwise
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float
 
 from tenas_jax.architectures.cell_space import CellSpace
 from tenas_jax.architectures.genotype import GENOTYPE
@@ -29,14 +24,7 @@ from tenas_jax.networks.initializers import get_initializer
 from tenas_jax.networks.layers import BatchNorm, ConvBatchNorm
 from tenas_jax.networks.layouts import Layout
 from tenas_jax.networks.macro import CellMacro
-from tenas_jax.networks.ops import (
-    PATTERNS,
-    READERS,
-    FactorizedReduction,
-    ReLUConvBatchNorm,
-    operators,
-    relu,
-)
+from tenas_jax.networks.ops import FactorizedReduction, ReLUConvBatchNorm, operators, relu
 from tenas_jax.networks.supernet import Cell, classifier, sow_features
 
 NORMAL, REDUCE = "normal", "reduce"
@@ -61,17 +49,10 @@ def proxy_cells(cells: int) -> tuple[str, ...]:
     return tuple(REDUCE if i in reductions and cells > 1 else NORMAL for i in range(cells))
 
 
-def _stages(cells: tuple[str, ...]) -> list[range]:
-    """The cells from one reduction to the next."""
-    starts = [0, *(i for i, cell in enumerate(cells) if cell == REDUCE and i), len(cells)]
-    return [range(first, last) for first, last in pairwise(starts)]
-
-
 class Cells(nn.Module):
     """A sequence of DARTS cells (Liu et al., 2019): each reads the outputs of the two before it.
 
-    A reduction cell has twice the channels and half the size of the cell before it. The cells from
-    there to the next reduction are a loop, so that they are compiled once.
+    A reduction cell has twice the channels and half the size of the cell before it.
 
     Args:
         space: the search space.
@@ -92,120 +73,27 @@ class Cells(nn.Module):
     @nn.compact
     def __call__(self, x: Array, mask: Bool[Array, "cell edge op"]) -> Array:
         """The output of the last cell: its intermediate nodes, concatenated."""
-        masks = [mask[self.space.cell_types.index(cell)] for cell in self.cells]
-        outputs = [x, x]  # of cell i at i + 2
-        for stage in _stages(self.cells):
-            if len(stage) == 1 or self.is_initializing():
-                for i in stage:
-                    nodes = self._cell(i)(self._inputs(i, outputs), masks[i])
-                    outputs.append(self._output(nodes))
+        layout, initializer = self.layout, self.initializer
+        previous, features, after_reduction = [x, x], self.channels, False
+        for i, cell_type in enumerate(self.cells):
+            reduction = cell_type == REDUCE
+            features *= 2 if reduction else 1
+            common = (features, layout, initializer)
+            # After a reduction, the output of the cell before it has twice the size.
+            older: nn.Module
+            if after_reduction:
+                older = FactorizedReduction(*common, name=f"input_{i}_0")
             else:
-                outputs += self._loop(stage, outputs, masks)
-        for output in outputs[2:]:
-            sow_features(self, self.layout, output)
-        return outputs[-1]
-
-    def _common(self, i: int) -> tuple[int, Layout, str]:
-        reductions = self.cells[: i + 1].count(REDUCE)
-        return self.channels * 2**reductions, self.layout, self.initializer
-
-    def _cell(self, i: int) -> Cell:
-        stride = 2 if self.cells[i] == REDUCE else 1
-        path = self.single_path
-        return Cell(self.space, *self._common(i), stride, path, True, name=f"cell_{i}")
-
-    def _input(self, i: int, j: int) -> nn.Module:
-        """What a cell makes of the output of the cell before the last one, or of the last one."""
-        # After a reduction, the output of the cell before it has twice the size.
-        if j == 0 and i and self.cells[i - 1] == REDUCE:
-            return FactorizedReduction(*self._common(i), name=f"input_{i}_0")
-        return ReLUConvBatchNorm(*self._common(i), kernel_size=1, name=f"input_{i}_{j}")
-
-    def _inputs(self, i: int, outputs: Sequence[Array]) -> list[Array]:
-        """The inputs of a cell of those outputs that there are."""
-        return [self._input(i, j)(outputs[i + j]) for j in (0, 1) if i + j < len(outputs)]
-
-    def _output(self, nodes: Sequence[Array] | Array) -> Array:
-        return jnp.concatenate(list(nodes[self.space.input_nodes :]), self.layout.channel_axis)
-
-    def _loop(
-        self, stage: range, outputs: Sequence[Array], masks: Sequence[Bool[Array, "edge op"]]
-    ) -> list[Array]:
-        """The outputs of the cells of a stage, of which the first is the reduction if there is one.
-
-        The nodes start with what does not depend on the stage: inputs from before it, and what the
-        edges of the reduction make of them.
-        """
-        space, stored = self.space, self.variables["params"]
-        from_inputs = [e for node in range(space.input_nodes) for e in space.outgoing(node)]
-        starts, kept = [], []
-        for i in stage:
-            inputs, cell = self._inputs(i, outputs), self._cell(i)
-            kept.append(cell.kept(masks[i]))
-            if self.cells[i] == REDUCE:
-                starts.append(cell.start(inputs, kept[-1]))
-                kept[-1] = kept[-1].at[jnp.array(from_inputs)].set(False)
-            else:
-                shape = (space.num_nodes + 1, *inputs[0].shape) if not starts else starts[0].shape
-                values = jnp.zeros(shape, outputs[0].dtype)
-                starts.append(values.at[: len(inputs)].set(jnp.stack(inputs)) if inputs else values)
-        # The outputs of this stage that the cells read, and whether they read one.
-        sources = np.array([[i + j - 2 - stage[0] for j in (0, 1)] for i in stage])
-        inside = sources >= 0
-        names = set.intersection(*(set(stored[f"cell_{i}"]) for i in stage))
-        cells = [{name: stored[f"cell_{i}"][name] for name in sorted(names)} for i in stage]
-        readers = {}
-        for j in (0, 1):
-            own = [stored[f"input_{i}_{j}"] for k, i in enumerate(stage) if inside[k, j]]
-            if own:
-                nothing = jax.tree.map(jnp.zeros_like, own[0])
-                readers[str(j)] = _stack([nothing] * (len(stage) - len(own)) + own)
-        wanted = [each for each in (PATTERNS, READERS) if self.is_mutable_collection(each)]
-        common = self._common(stage[0])
-        reader = ReLUConvBatchNorm(*common, kernel_size=1, parent=None)
-        cell = Cell(space, *common, 1, self.single_path, True, parent=None)
-
-        def step(read: Array, each: tuple[Any, ...]) -> tuple[Array, PyTree]:
-            k, values, mask, sources, inside, params, input_params = each
-            sown = {}
-            for j, own in input_params.items():
-                x = lax.dynamic_index_in_dim(read, jnp.maximum(sources[int(j)], 0), keepdims=False)
-                apply = partial(reader.apply, {"params": own}, x, mutable=wanted)
-                none = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(apply)[1])
-                start = values[int(j)]
-                there = inside[int(j)]
-                value, sown[j] = lax.cond(
-                    there, apply, lambda start=start, none=none: (start, none)
-                )
-                values = values.at[int(j)].set(value)
-            variables = {"params": params}
-            values, sown["cell"] = cell.apply(
-                variables, values, mask, method=Cell.add_edges, mutable=wanted
-            )
-            output = self._output(values[:-1])
-            return lax.dynamic_update_index_in_dim(read, output, k, 0), sown
-
-        read = jnp.zeros((len(stage), *self._output_shape(starts[0])), starts[0].dtype)
-        each = (
-            *(jnp.arange(len(stage)), jnp.stack(starts), jnp.stack(kept)),
-            *(jnp.array(sources), jnp.array(inside), _stack(cells), readers),
-        )
-        read, sown = lax.scan(step, read, each)
-        for leaf in jax.tree.leaves(sown):
-            if leaf.dtype == bool:
-                flat = leaf.transpose(1, 0, 2).reshape(leaf.shape[1], -1)
-                self.sow(PATTERNS, f"relus_{stage[0]}", flat)
-            else:
-                self.sow(READERS, f"relus_{stage[0]}", leaf.reshape(-1))
-        return list(read)
-
-    def _output_shape(self, values: Array) -> tuple[int, ...]:
-        shape: tuple[int, ...] = jax.eval_shape(lambda: self._output(values[:-1])).shape
-        return shape
-
-
-def _stack(trees: Sequence[PyTree]) -> PyTree:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+                older = ReLUConvBatchNorm(*common, kernel_size=1, name=f"input_{i}_0")
+            newer = ReLUConvBatchNorm(*common, kernel_size=1, name=f"input_{i}_1")
+            inputs = [older(previous[0]), newer(previous[1])]
+            stride = 2 if reduction else 1
+            cell = Cell(self.space, *common, stride, self.single_path, True, name=f"cell_{i}")
+            nodes = cell(inputs, mask[self.space.cell_types.index(cell_type)])
+            output = jnp.concatenate(nodes[self.space.input_nodes :], layout.channel_axis)
+            sow_features(self, layout, output)
+            previous, after_reduction = [previous[1], output], reduction
+        return previous[1]
 
 
 class Supernet(nn.Module):

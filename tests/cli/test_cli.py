@@ -146,9 +146,10 @@ def test_a_search_prints_a_line_per_round_and_the_summary(scorer, capsys, monkey
     lines = out.splitlines()
     assert lines[0].startswith("nas-bench-201: space nas-bench-201, 80 images of photos, 1 x cpu, ")
     assert lines[0].endswith("24 evaluations in round 1, 3 repeats each")
-    assert lines[1] == "round 1 of 3: 0 of 171 measurements done"
-    assert re.fullmatch(r"round 2 of 3: 75 of 171 measurements done, \d+ s left", lines[2])
-    assert re.fullmatch(r"round 3 of 3: 132 of 171 measurements done, \d+ s left", lines[3])
+    assert lines[1] == "round 1 of 3, compiling kappa, regions: 0 of 171 measurements done"
+    assert lines[2] == "round 1 of 3: 0 of 171 measurements done"
+    assert re.fullmatch(r"round 2 of 3, \d+ s left: 75 of 171 measurements done", lines[3])
+    assert re.fullmatch(r"round 3 of 3, \d+ s left: 132 of 171 measurements done", lines[4])
     genotype = json.loads((workdir / "result.json").read_text())["genotype"]
     assert f"\ngenotype {genotype}\n" in out
     assert lines[-1] == "files are in tenas-runs/nas-bench-201-seed4"

@@ -22,8 +22,8 @@ import os, sys
 from tenas_jax import cli
 from tenas_jax.searching import workdir
 append = workdir.Trace.append
-def dying(trace, identities, values):
-    append(trace, identities, values)
+def dying(trace, identities, metrics, values):
+    append(trace, identities, metrics, values)
     dying.rows += len(values)
     if dying.rows >= 9:
         os.kill(os.getpid(), {number})
@@ -204,7 +204,16 @@ def test_process_0_listens_on_the_address_it_was_given(tmp_path):
         port = free.getsockname()[1]
     program = f"""
 from tenas_jax.host.devices import Machine, configure_jax
-configure_jax(Machine(2, "none", True, "127.0.0.1:{port}", 1, 0))
+configure_jax(
+    Machine(
+        devices=2,
+        compilation_cache="none",
+        distributed=True,
+        coordinator_address="127.0.0.1:{port}",
+        process_count=1,
+        process_id=0,
+    )
+)
 for name in ("tcp", "tcp6"):
     for line in open(f"/proc/net/{{name}}"):
         words = line.split()

@@ -175,7 +175,7 @@ def test_a_whole_search_traces_a_row_once(traced, tmp_path):
     )
     assert result["evaluations"] == 54
     assert len(result["rounds"]) == 3
-    assert len(count) == 1
+    assert len(count) == 2  # once for each program
 
 
 def test_rows_with_one_key_share_weights():

@@ -168,9 +168,9 @@ def test_single_paths_depend_on_every_operator(single_path_case):
 
 
 @pytest.mark.parametrize("single_path", [False, True], ids=["supernet", "single_path"])
-def test_cells_in_a_loop_are_the_cells_one_by_one(single_path):
-    """Which they are while a network is initialized; of 4 cells two are reductions."""
-    network = DARTS.supernet(ProxySize(cells=4, single_path=single_path), NHWC)
+def test_edges_in_loops_are_the_edges_one_by_one(single_path):
+    """Which they are while a network is initialized."""
+    network = DARTS.supernet(ProxySize(cells=2, single_path=single_path), NHWC)
     images = jax.random.normal(jax.random.key(0), (3, 8, 8, 3))
     mask = architectures.sample(DARTS, 1, np.random.default_rng(0))[0]
     if not single_path:
@@ -184,7 +184,7 @@ def test_cells_in_a_loop_are_the_cells_one_by_one(single_path):
 
     expected, (actual, sown) = both(jnp.asarray(mask))
     np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4)
-    assert len(jax.tree.leaves(sown[FEATURES])) == 4
+    assert len(jax.tree.leaves(sown[FEATURES])) == 2
     patterns, readers = (jax.tree.leaves(sown[name]) for name in (PATTERNS, READERS))
     assert [leaf.shape[1] for leaf in patterns] == [len(leaf) for leaf in readers]
 
@@ -193,7 +193,7 @@ def test_gradients_of_single_paths_in_loops_are_the_supernets():
     images = jax.random.normal(jax.random.key(0), (3, 8, 8, 3))
     [mask] = jnp.asarray(architectures.sample(DARTS, 1, np.random.default_rng(0)))
     networks = [
-        DARTS.supernet(ProxySize(cells=4, single_path=path), NHWC) for path in (True, False)
+        DARTS.supernet(ProxySize(cells=2, single_path=path), NHWC) for path in (True, False)
     ]
 
     @quick_jit
