@@ -28,6 +28,9 @@ from tenas_jax.searching.rows import Found, Row, Work
 from tenas_jax.searching.strategies import get_strategy
 from tenas_jax.searching.workdir import Trace, open_workdir
 
+# Scorers that are compiled at a time: with more, the first one waits for all to be traced.
+BEGUN = 3
+
 
 @runtime_checkable
 class Scorer(Protocol):
@@ -248,7 +251,7 @@ def run_strategy(
 
     Args:
         strategy: see `tenas_jax.searching.rows`.
-        scorers: measure rows, each those of its part; all begin to be compiled before the first.
+        scorers: measure rows, each those of its part; some of the next ones are compiled meanwhile.
         workdir: where the trace is, `trace.jsonl`; what it holds is not measured again.
         settings: what `config.json` holds, with the seed of the weights and images.
         progress: called with all work, after compilation, and after every batch.
@@ -281,9 +284,9 @@ def run_strategy(
         measurements.extend(taken)
         replayed += len(taken)
         if scorer not in compiled and len(taken) < len(work.rows):
-            report(tuple(metric.name for metric in metrics if metric.count is None))
-            if not compiled:
-                for each in scorers[work.part :]:
+            if names := tuple(metric.name for metric in metrics if metric.count is None):
+                report(names)
+                for each in scorers[work.part : work.part + BEGUN]:
                     each.begin()
             scorer.compile()
             compiled.append(scorer)
