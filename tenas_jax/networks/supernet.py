@@ -20,7 +20,7 @@ from tenas_jax.architectures.cell_space import NONE, CellSpace
 from tenas_jax.errors import InputError
 from tenas_jax.networks.initializers import get_initializer
 from tenas_jax.networks.layouts import Layout, subsample
-from tenas_jax.networks.ops import PATTERNS, READERS, Zero
+from tenas_jax.networks.ops import PATTERNS, READERS, Op, Zero
 from tenas_jax.networks.rolled import Steps, scan_all, scan_kept
 from tenas_jax.numerics import PRECISION
 
@@ -87,6 +87,11 @@ class Cell(nn.Module):
             return self._in_loops(inputs, mask)
         return self._one_by_one(self._kept if self.single_path else self._all, inputs, mask)
 
+    @property
+    def _options(self) -> dict[str, Callable[..., Op]]:
+        """What may be on an edge of a single path: the operators, and none."""
+        return {**dict(self.space.operators), NONE: Zero}
+
     def _one_by_one(
         self, compute: ComputeEdges, inputs: Sequence[Array], mask: Bool[Array, "edge op"]
     ) -> list[Array]:
@@ -140,8 +145,7 @@ class Cell(nn.Module):
         mask: Bool[Array, "edge op"],
     ) -> Float[Array, "node ..."]:
         """The values with what the edges that leave some nodes add to them."""
-        operators = dict(self.space.operators)
-        operators.setdefault(NONE, Zero)
+        operators = self._options if self.single_path else dict(self.space.operators)
         steps = Steps(self.space, nodes, 1 if self.single_path else EDGES_AT_ONCE)
         stride = 1 if inputs is None else self.stride
         common = self.features, self.layout, self.initializer, steps.width, stride
@@ -192,8 +196,7 @@ class Cell(nn.Module):
     ) -> Sequence[Array]:
         """The same if an edge keeps one operator or none: no other is computed."""
         params = self.variables["params"]
-        operators = dict(self.space.operators)
-        operators.setdefault(NONE, Zero)
+        operators = self._options
         nothing = list(operators).index(NONE)
 
         def branch(name: str, edge: int) -> Callable[[Array], tuple[Array, Array]]:
