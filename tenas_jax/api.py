@@ -36,6 +36,7 @@ from tenas_jax.searching.loop import Progress, search_settings
 from tenas_jax.searching.problem import Problem, look_up
 from tenas_jax.searching.progress import show_progress
 from tenas_jax.searching.sizes import require_rows
+from tenas_jax.searching.strategies import STRATEGIES
 from tenas_jax.searching.workdir import shared_workdir
 from tenas_jax.spaces.registry import SPACES
 
@@ -66,7 +67,8 @@ def search(
             `tenas_jax.data.images.load_images`); None: the source of the preset.
         image_count: how many images are sampled from a source; None: as many as in the preset.
         seed: of the weights and of the choice of images.
-        metrics: names separated by commas, or a sequence of names and `Metric` objects.
+        metrics: names separated by commas, of which a minus turns one round (`regions,-snip`), or a
+            sequence of names and `Metric` objects.
         workdir: folder of the search's files, from which an interrupted search can be resumed; it
             is locked for the time of the search. None: files are kept only if the search is
             interrupted.
@@ -129,8 +131,9 @@ def search_problem(
     Raises:
         InputError: the work directory cannot be used, or something cannot be measured.
     """
-    measures_paths = problem.config.strategy != "prune"  # the others measure whole architectures
-    rows = scorer.make_scorer(problem, images, devices, single_path=measures_paths)
+    # An own strategy may measure supernets, too.
+    whole = problem.config.strategy in STRATEGIES.keys() - {"prune"}
+    rows = scorer.make_scorer(problem, images, devices, single_path=whole)
     settings = search_settings(problem, preset, images.fingerprint)
     with shared_workdir(workdir, settings, resume=resume) as shared:
         content = loop.run_search(
@@ -353,7 +356,7 @@ def configure(
         changes["metrics"] = (
             metrics
             if isinstance(metrics, str)
-            else ",".join(each if isinstance(each, str) else each.name for each in metrics)
+            else ",".join(each if isinstance(each, str) else _name(each) for each in metrics)
         )
     return name, look_up(_replaced(config, "", changes), given, chosen)
 
@@ -441,6 +444,12 @@ def _metrics(metrics: MetricNames) -> tuple[Metric, ...]:
             raise InputError(f"{each!r} is no metric: give a name or a Metric")
         found += [each] if isinstance(each, Metric) else get_metrics(each)
     return distinct(found)
+
+
+def _name(metric: Metric) -> str:
+    """What the configuration calls a metric at hand; a built-in one turned round has a minus."""
+    built_in = METRICS.get(metric.name)
+    return f"-{metric.name}" if built_in and metric == -built_in else metric.name
 
 
 def masks_of(space: SearchSpace, texts: Sequence[str]) -> Masks:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -64,6 +64,8 @@ class Metric:
 
     def __post_init__(self) -> None:
         require_names("metric", [self.name])
+        if self.name.startswith("-"):
+            raise InputError(f"metric {self.name!r}: a minus before a name turns it round, drop it")
         if self.name in _RESERVED:
             raise InputError(f"metric {self.name!r}: files use this name, choose another")
         if self.direction not in (-1, 1):
@@ -75,6 +77,16 @@ class Metric:
             raise InputError(f"metric {self.name!r} has no function: give measure= or count=")
         object.__setattr__(self, "label", self.label or self.name)
         object.__setattr__(self, "minimum", max(self.minimum, 0.0 if self.positive else -math.inf))
+
+    def __neg__(self) -> "Metric":
+        """The same metric with the other direction: its values are the same, its ranks turn round.
+
+        Example:
+            >>> SNIP = get_metric("snip")
+            >>> SNIP.direction, (-SNIP).direction, (-SNIP).name
+            (1, -1, 'snip')
+        """
+        return replace(self, direction=-self.direction)
 
 
 def _zico(draw: Draw) -> Array:
@@ -232,14 +244,14 @@ def get_metric(name: str) -> Metric:
     """The metric of that name.
 
     Args:
-        name: a key of `METRICS`, or `module:object`.
+        name: a key of `METRICS`, or `module:object`; a minus before it turns its direction round.
 
     Raises:
         InputError: there is no such metric.
 
     Example:
-        >>> get_metric("kappa").direction
-        -1
+        >>> get_metric("kappa").direction, get_metric("-kappa").direction
+        (-1, 1)
         >>> get_metric("kapa")
         Traceback (most recent call last):
         ...
@@ -247,7 +259,8 @@ def get_metric(name: str) -> Metric:
 kappa, regions, ntk_trace, ntk_mean_eigenvalue, naswot, swap, synflow, grad_norm, snip, zico, \
 parameters, flops, or write module:object
     """
-    return resolve(name, METRICS, Metric, "metric")
+    metric = resolve(name.removeprefix("-"), METRICS, Metric, "metric")
+    return -metric if name.startswith("-") else metric
 
 
 def get_metrics(names: str) -> tuple[Metric, ...]:
@@ -257,8 +270,8 @@ def get_metrics(names: str) -> tuple[Metric, ...]:
         InputError: one does not exist, or two have the same name.
 
     Example:
-        >>> [metric.name for metric in get_metrics("kappa, regions")]
-        ['kappa', 'regions']
+        >>> [(metric.name, metric.direction) for metric in get_metrics("regions, -snip")]
+        [('regions', 1), ('snip', -1)]
     """
     return distinct([get_metric(name.strip()) for name in names.split(",")])
 

@@ -1,15 +1,19 @@
 """Strategies among whole architectures, to compare with: random, exhaustive, evolution."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from tenas_jax.architectures import enumeration
-from tenas_jax.architectures.space import Masks
+from tenas_jax.architectures.space import Mask, Masks
 from tenas_jax.searching import ranking
+from tenas_jax.searching.constraints import Constraints, draw, list_allowed
 from tenas_jax.searching.problem import Problem
+from tenas_jax.searching.repeats import probabilities
 from tenas_jax.searching.rows import Found, Measurements, Row, Run, Work
+
+_MUTATIONS = 100  # of a parent, before it has no child that the constraints allow
 
 
 def random(problem: Problem) -> Run:
@@ -21,9 +25,8 @@ def random(problem: Problem) -> Run:
     Returns:
         A generator that was not started.
     """
-    config = problem.config
-    drawn = enumeration.sample(problem.space, config.budget, np.random.default_rng(config.seed))
-    return _best_of(problem, drawn)
+    config, rng = problem.config, np.random.default_rng(problem.config.seed)
+    return best_of(problem, draw(problem.space, config.constraints, config.budget, rng))
 
 
 def exhaustive(problem: Problem) -> Run:
@@ -38,7 +41,7 @@ def exhaustive(problem: Problem) -> Run:
     Raises:
         InputError: the space has too many.
     """
-    return _best_of(problem, enumeration.enumerate_all(problem.space))
+    return best_of(problem, list_allowed(problem.space, problem.config.constraints))
 
 
 def evolution(problem: Problem) -> Run:
@@ -47,7 +50,7 @@ def evolution(problem: Problem) -> Run:
     A generation's children descend from the best of tournaments by one mutation each, and as many
     of the oldest die. Fitness is the importance by ranks among all architectures measured so far;
     the best of them all is found. A child that is known already is measured no second time, but
-    counts for the budget.
+    counts for the budget. A parent whose mutations break the constraints stays as it is.
 
     Args:
         problem: what is searched.
@@ -57,7 +60,7 @@ def evolution(problem: Problem) -> Run:
     """
     config, space = problem.config, problem.space
     settings, rng = config.evolution, np.random.default_rng(config.seed)
-    first = enumeration.sample(problem.space, min(settings.population, config.budget), rng)
+    first = draw(space, config.constraints, min(settings.population, config.budget), rng)
     known = {space.to_string(mask): i for i, mask in enumerate(first)}
     masks = first
     values = yield from score(problem, masks, later=config.budget - len(first))
@@ -69,7 +72,7 @@ def evolution(problem: Problem) -> Run:
         for _ in range(min(settings.children, config.budget - spent)):
             tournament = rng.choice(alive, min(settings.tournament, len(alive)), replace=False)
             parent = masks[tournament[fitness[tournament].argmin()]]
-            children.append(enumeration.mutate(space, parent, rng))
+            children.append(_child(problem, parent, rng))
         names = [space.to_string(child) for child in children]
         new = {name: i for i, name in enumerate(names) if name not in known}
         spent += len(children)
@@ -98,30 +101,84 @@ def score(
     Returns:
         A generator like a strategy, whose return value is the means over the repeats.
     """
-    config, space = problem.config, problem.space
-    assert config.repeats != "auto"
-    rows = [
-        Row(0, repeat, mask, {"genotype": name, "repeat": repeat})
-        for mask in masks
-        for name in [space.to_string(mask)]
-        for repeat in range(config.repeats)
-    ]
-    later = (later + len(masks) * (parts - part - 1)) * config.repeats
-    values = yield Work(rows, part, parts, later, part)
-    means: np.ndarray = values.reshape(len(masks), config.repeats, -1).mean(1)
+    repeats = problem.config.repeats
+    assert repeats != "auto"
+    later = (later + len(masks) * (parts - part - 1)) * repeats
+    values = yield Work(_rows(problem, masks, range(repeats)), part, parts, later, part)
+    means: np.ndarray = values.reshape(len(masks), repeats, -1).mean(1)
     return means
 
 
-def _best_of(problem: Problem, masks: Masks) -> Run:
-    values = yield from score(problem, masks)
-    return Found(masks[_best_first(problem, values)[0]], len(masks), [])
+def _rows(problem: Problem, masks: Masks, repeats: Sequence[int]) -> list[Row]:
+    """Every repeat of the first architecture, then of the next."""
+    return [
+        Row(0, repeat, mask, {"genotype": name, "repeat": repeat})
+        for mask in masks
+        for name in [problem.space.to_string(mask)]
+        for repeat in repeats
+    ]
+
+
+def best_of(problem: Problem, masks: Masks) -> Run:
+    """Measure architectures; the first by the importance of their ranks is found.
+
+    With `repeats` auto all have the minimum of repeats. Then those have more that are among the
+    fewest that hold the first with the probability `auto_repeats.confidence`, until it is one, or
+    they have the maximum.
+
+    Args:
+        problem: what is searched.
+        masks: its candidates.
+
+    Returns:
+        A generator that was not started.
+    """
+    config = problem.config
+    if config.repeats != "auto":
+        means = yield from score(problem, masks)
+        return Found(masks[_best_first(problem, means)[0]], len(masks), [])
+    settings, worst = config.auto_repeats, -np.inf * np.array(list(problem.directions.values()))
+    values = np.full((len(masks), len(worst), settings.maximum), np.nan)  # where not measured
+    front: Int[np.ndarray, " architecture"] = np.arange(len(masks))
+    repeats = range(settings.minimum)
+    while repeats.stop <= settings.maximum and len(front) > 1:
+        later = len(masks) * settings.minimum - len(front) * len(repeats)
+        measured = yield Work(_rows(problem, masks[front], repeats), 0, 1, max(later, 0))
+        table = np.where(np.isnan(measured), worst, measured)
+        table = table.reshape(len(front), len(repeats), -1).transpose(0, 2, 1)
+        values[front, :, repeats.start : repeats.stop] = table
+        front = _front(problem, values)
+        repeats = range(repeats.stop, repeats.stop + 1)
+    means = ranking.mean_differences(values)
+    return Found(masks[_best_first(problem, means)[0]], len(masks), [])
+
+
+def _front(
+    problem: Problem, values: Float[np.ndarray, "architecture metric repeat"]
+) -> Int[np.ndarray, " front"]:
+    """The fewest architectures that hold the first one with enough probability."""
+    config, everyone = problem.config, np.arange(len(values))
+
+    def is_first(means: Float[np.ndarray, "architecture metric"]) -> Bool[np.ndarray, " candidate"]:
+        first: np.ndarray = everyone == _best_first(problem, means)[0]
+        return first
+
+    probability = probabilities(values, is_first, seed=config.seed)
+    order = np.argsort(-probability, kind="stable")
+    enough = np.searchsorted(probability[order].cumsum(), config.auto_repeats.confidence)
+    return order[: enough + 1]
+
+
+def _child(problem: Problem, parent: Mask, rng: np.random.Generator) -> Mask:
+    space, constraints = problem.space, problem.config.constraints
+    for _ in range(_MUTATIONS):
+        child = enumeration.mutate(space, parent, rng)
+        if constraints == Constraints() or constraints.allow(space, child[None])[0]:
+            return child
+    return parent
 
 
 def _best_first(
     problem: Problem, values: Float[np.ndarray, "architecture metric"]
 ) -> Int[np.ndarray, " architecture"]:
-    """Indices of architectures, the best first; what is not a number is worst."""
-    signs = np.array(list(problem.directions.values()))
-    known = np.where(np.isnan(values), -np.inf * signs, values)
-    # Pruning goes for the greatest loss of a metric; here the greatest value is wanted.
-    return ranking.pruning_order(-known, problem.directions, problem.config.combination)
+    return ranking.best_first(values, problem.directions, problem.config.combination)

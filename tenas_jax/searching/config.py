@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from tenas_jax.errors import InputError
 from tenas_jax.numerics import MAX_CELLS, MAX_SEED
+from tenas_jax.searching.constraints import Constraints, parse
 from tenas_jax.searching.ranking import DIFFERENCES
 
 ENGINES = ("chunked", "neural-tangents")
@@ -93,13 +94,29 @@ class EvolutionConfig:
 
 
 @dataclass(frozen=True)
+class ShortlistConfig:
+    """The strategy shortlist: what is largest."""
+
+    by: str = "flops"
+    """What makes an architecture large: flops or parameters, of the network that is trained."""
+    pool: int = 10_000
+    """Architectures drawn at random, of which the largest are measured, where a space has too many
+    to list them all."""
+
+    def __post_init__(self) -> None:
+        _require_choice("shortlist.by", self.by, Constraints._fields)
+        _require_integer("shortlist.pool", self.pool, minimum=1)
+
+
+@dataclass(frozen=True)
 class AutoRepeatsConfig:
     """When `--repeats auto` has measured enough."""
 
     confidence: float = 0.95
-    """An operator is measured until it is pruned, or kept, with this probability."""
+    """An operator is measured until it is pruned, or kept, with this probability; whole
+    architectures until one is the best with it."""
     minimum: int = 3
-    """Repeats of every operator in every round."""
+    """Repeats of every operator in every round, or of every architecture."""
     maximum: int = 10
     """Repeats after which the means decide."""
 
@@ -148,13 +165,21 @@ class SearchConfig:
     seed: int = 0
     """Seed of the weights and of the choice of images."""
     metrics: str = "kappa,regions"
-    """What is measured: metrics (see tenas score --help) or module:object, with commas between."""
+    """What is measured: metrics (see tenas score --help) or module:object, with commas between; a
+    minus before a name turns it round: regions,-snip looks for many regions and little SNIP."""
     combination: str = "sum"
-    """Importance of an operator: sum, min or max of its ranks, or a metric's name: its rank."""
+    """Importance by ranks: their sum, log_sum (of their logarithms), min or max; a metric's name:
+    its rank alone; or module:object."""
     strategy: str = "prune"
-    """prune (TE-NAS); random, evolution or exhaustive, among whole architectures; module:object."""
+    """prune (TE-NAS); shortlist, random, evolution or exhaustive, among whole architectures; or
+    module:object."""
     budget: int = 100
-    """Architectures that the strategies random and evolution measure."""
+    """Architectures that the strategies shortlist, random and evolution measure."""
+    flops: str | None = None
+    """FLOPs that an architecture may have as it is trained, such as 50M:120M or :600M; for all
+    strategies but prune."""
+    parameters: str | None = None
+    """Parameters that an architecture may have, such as :1.3M."""
     repeats: int | Literal["auto"] = 3
     """Draws of weights and images over which differences are averaged; auto: until they decide."""
     prune_number: int = 1
@@ -165,13 +190,19 @@ class SearchConfig:
     """Decimals to which a difference is rounded; None does not round."""
     ntk: NTKConfig = field(default_factory=NTKConfig)
     regions: RegionsConfig = field(default_factory=RegionsConfig)
+    shortlist: ShortlistConfig = field(default_factory=ShortlistConfig)
     evolution: EvolutionConfig = field(default_factory=EvolutionConfig)
     auto_repeats: AutoRepeatsConfig = field(default_factory=AutoRepeatsConfig)
 
     def __post_init__(self) -> None:
         _require_choice("difference", self.difference, tuple(DIFFERENCES))
-        if self.repeats == "auto" and self.strategy != "prune":
-            raise InputError(f"repeats auto is for the strategy prune, not {self.strategy}")
+        if self.repeats == "auto" and self.strategy == "evolution":
+            raise InputError("repeats auto is not for the strategy evolution: give a number")
+        if self.constraints != Constraints() and self.strategy == "prune":
+            raise InputError(
+                "flops and parameters are limits for whole architectures, which prune cannot keep: "
+                "choose another strategy, such as shortlist"
+            )
         if self.repeats != "auto":
             _require_integer("repeats", self.repeats, minimum=1)
         for name, minimum in _SMALLEST.items():
@@ -195,6 +226,16 @@ class SearchConfig:
                 f"regions.patch_size {self.regions.patch_size} is larger than image_size "
                 f"{self.image_size}: patches are cropped from the images"
             )
+
+    @property
+    def constraints(self) -> Constraints:
+        """What the networks that are searched may cost.
+
+        Example:
+            >>> SearchConfig(strategy="random", flops=":120M").constraints.flops.high
+            120000000.0
+        """
+        return Constraints(*(parse(name, getattr(self, name)) for name in Constraints._fields))
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as JSON values.
@@ -264,6 +305,7 @@ _SMALLEST = {
 GROUPS: dict[str, type] = {
     "ntk": NTKConfig,
     "regions": RegionsConfig,
+    "shortlist": ShortlistConfig,
     "evolution": EvolutionConfig,
     "auto_repeats": AutoRepeatsConfig,
 }

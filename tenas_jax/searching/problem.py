@@ -9,7 +9,7 @@ from tenas_jax.metrics.registry import Metric, distinct, get_metrics
 from tenas_jax.networks.initializers import DEFAULT, get_initializer
 from tenas_jax.resolve import sources_of
 from tenas_jax.searching.config import SearchConfig
-from tenas_jax.searching.ranking import COMBINATIONS
+from tenas_jax.searching.ranking import get_combination
 from tenas_jax.searching.sizes import require_fits
 from tenas_jax.spaces import get_space
 
@@ -28,10 +28,7 @@ class Problem:
 
     def __post_init__(self) -> None:
         config, space = self.config, self.space
-        names = [metric.name for metric in self.metrics]
-        if config.combination not in (*COMBINATIONS, *names):
-            choices = ", ".join((*COMBINATIONS, *names))
-            raise InputError(f"unknown combination {config.combination!r}: choose one of {choices}")
+        get_combination(config.combination, [metric.name for metric in self.metrics])
         signed = [metric.name for metric in self.metrics if not metric.positive]
         if config.difference == "log" and signed:
             raise InputError(
@@ -78,9 +75,10 @@ class Problem:
         return [
             config.space,
             config.strategy,
+            config.combination,
             config.ntk.initializer,
             config.regions.initializer,
-            *(name.strip() for name in config.metrics.split(",")),
+            *(name.strip().removeprefix("-") for name in config.metrics.split(",")),
         ]
 
     @property

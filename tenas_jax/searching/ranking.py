@@ -4,15 +4,85 @@ A candidate is one operator on one edge; it is judged by what its removal does t
 Departures from the original code (prune_tenas.py:108-179) are named where they happen.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from tenas_jax.errors import InputError
+from tenas_jax.resolve import located, resolve
 
-# How a candidate's ranks become one importance; the name of a metric stands for its rank alone.
-COMBINATIONS: dict[str, Callable[..., np.ndarray]] = {"sum": np.sum, "min": np.min, "max": np.max}
+Combination = Callable[[Int[np.ndarray, "candidate metric"]], Any]
+"""Maps ranks, of which 0 is the worst by a metric, to the importance of each candidate."""
+
+
+def log_sum(ranks: Int[np.ndarray, "candidate metric"]) -> Float[np.ndarray, " candidate"]:
+    """The sum of the logarithms of the ranks, counted from 1: one bad rank outweighs good ones.
+
+    AZ-NAS (Lee and Ham, CVPR 2024), eq. 9, without its division of ranks by their number, which
+    changes all importances alike.
+
+    Args:
+        ranks: from 0, the worst, shape (candidates, metrics).
+
+    Example:
+        >>> log_sum(np.array([[0, 8], [3, 3]])).round(2)
+        array([2.2 , 2.77])
+    """
+    total: np.ndarray = np.log1p(ranks).sum(axis=-1)
+    return total
+
+
+COMBINATIONS: dict[str, Combination] = {
+    "sum": partial(np.sum, axis=-1),
+    "log_sum": log_sum,
+    "min": partial(np.min, axis=-1),
+    "max": partial(np.max, axis=-1),
+}
+
+
+def get_combination(name: str, metrics: Sequence[str]) -> Combination:
+    """How the ranks of a candidate become one importance.
+
+    Args:
+        name: a key of `COMBINATIONS`; the name of one metric, whose rank alone counts; or
+            `module:object`, a function of the ranks [candidate, metric], of which 0 is the worst,
+            that returns a number for each candidate, the higher the better.
+        metrics: the metrics' names, in the order of the columns.
+
+    Raises:
+        InputError: there is no such combination; or, when it is called, it returns something else.
+
+    Example:
+        >>> ranks = np.array([[0, 3], [2, 0]])
+        >>> get_combination("sum", ["kappa", "regions"])(ranks)
+        array([3, 2])
+        >>> get_combination("kappa", ["kappa", "regions"])(ranks)
+        array([0, 2])
+    """
+    single: dict[str, Combination] = {
+        metric: partial(np.take, indices=i, axis=-1) for i, metric in enumerate(metrics)
+    }
+    chosen = resolve(name, COMBINATIONS | single, Callable, "combination")  # type: ignore[arg-type]
+    return _checked(chosen, name) if ":" in name else chosen
+
+
+def _checked(combination: Combination, name: str) -> Combination:
+    def call(ranks: Int[np.ndarray, "candidate metric"]) -> Any:
+        try:
+            result = np.asarray(combination(ranks), float)
+        except Exception as error:  # whatever the user's function raises
+            raise InputError(f"combination {name!r}: {located(error)}") from error
+        if result.shape != ranks.shape[:1] or np.isnan(result).any():
+            raise InputError(
+                f"combination {name!r} returned {result.shape} for ranks {ranks.shape}: it must be "
+                "a number for each row, none of them NaN"
+            )
+        return result
+
+    return call
 
 
 def _relative(full: np.ndarray, pruned: np.ndarray) -> np.ndarray:
@@ -177,19 +247,19 @@ def importance(
     differences: Float[np.ndarray, "candidate metric"],
     directions: Mapping[str, int],
     combination: str = "sum",
-) -> Int[np.ndarray, " candidate"]:
+) -> Float[np.ndarray, " candidate"] | Int[np.ndarray, " candidate"]:
     """Importance of the candidates by all metrics; the lowest is pruned first.
 
     Args:
         differences: what `mean_differences` returns, shape (candidates, metrics).
         directions: +1 or -1 for each metric, see `metric_ranks`.
-        combination: a key of `COMBINATIONS`, applied to the ranks, or the name of one metric.
+        combination: see `get_combination`.
 
     Returns:
-        Importance in ranks, shape (candidates,).
+        Importance, shape (candidates,).
 
     Raises:
-        InputError: the combination is neither.
+        InputError: see `get_combination`.
 
     Example:
         >>> differences = np.array([[0.2, 0.1], [-0.4, 0.1], [0.2, -0.1]])
@@ -198,13 +268,9 @@ def importance(
         >>> importance(differences, {"kappa": -1, "regions": 1}, "kappa")
         array([0, 1, 0])
     """
-    ranks = metric_ranks(differences, directions)
-    if combination in COMBINATIONS:
-        return COMBINATIONS[combination](ranks, axis=-1)
-    if combination in directions:
-        return ranks[:, list(directions).index(combination)]
-    choices = ", ".join([*COMBINATIONS, *directions])
-    raise InputError(f"unknown combination {combination!r} of ranks: choose from {choices}")
+    combine = get_combination(combination, list(directions))
+    combined: np.ndarray = combine(metric_ranks(differences, directions))
+    return combined
 
 
 def pruning_order(
@@ -236,3 +302,37 @@ def pruning_order(
     """
     first_metric = metric_ranks(differences, directions)[:, 0]
     return np.lexsort((first_metric, importance(differences, directions, combination)))
+
+
+def best_first(
+    values: Float[np.ndarray, "architecture metric"],
+    directions: Mapping[str, int],
+    combination: str = "sum",
+) -> Int[np.ndarray, " architecture"]:
+    """Indices of whole architectures, the best first.
+
+    By `importance` of their ranks among all; equal ones by the first metric, then as they come.
+    What is not a number is worst.
+
+    Args:
+        values: metrics of architectures, shape (architectures, metrics).
+        directions: +1 or -1 for each metric, see `metric_ranks`.
+        combination: see `get_combination`.
+
+    Returns:
+        A permutation of the architectures, shape (architectures,).
+
+    Raises:
+        InputError: see `get_combination`.
+
+    Example:
+        >>> values = np.array([[90.0, 5.0], [80.0, 9.0], [np.nan, 7.0]])
+        >>> best_first(values, {"kappa": -1, "regions": 1})
+        array([1, 0, 2])
+    """
+    worst = -np.inf * np.array(list(directions.values()))
+    known = np.where(np.isnan(values), worst, values)
+    # Of differences the greatest is a loss by what is pruned; of values it is the best. So the
+    # ranks are the same, and here the highest importance comes first.
+    first_metric = metric_ranks(known, directions)[:, 0]
+    return np.lexsort((-first_metric, -importance(known, directions, combination)))

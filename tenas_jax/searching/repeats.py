@@ -10,22 +10,23 @@ from tenas_jax.searching.ranking import mean_differences, standard_errors
 DRAWS = 400  # the probability of 0.95 has a standard error of 0.01
 
 
-def pruning_probabilities(
-    differences: Float[np.ndarray, "candidate metric repeat"],
-    pruned: Callable[[Float[np.ndarray, "candidate metric"]], Bool[np.ndarray, " candidate"]],
+def probabilities(
+    values: Float[np.ndarray, "candidate metric repeat"],
+    chosen: Callable[[Float[np.ndarray, "candidate metric"]], Bool[np.ndarray, " candidate"]],
     *,
     seed: int,
     draws: int = DRAWS,
 ) -> Float[np.ndarray, " candidate"]:
-    """Probability that each candidate is among the pruned, given the noise of its differences.
+    """Probability that each candidate is among the chosen, given the noise of its measurements.
 
     The means are drawn from Student distributions of n - 1 degrees of freedom around the measured
     means, as wide as their standard errors, independently; the share of draws in which a candidate
-    is pruned is its probability.
+    is chosen is its probability.
 
     Args:
-        differences: what `tenas_jax.searching.ranking.differences` returns.
-        pruned: decides by means which candidates are pruned.
+        values: what is measured of the candidates in each repeat, such as what
+            `tenas_jax.searching.ranking.differences` returns; NaN where it was not measured.
+        chosen: decides by means which candidates are chosen, to be pruned or found.
         seed: of the draws.
         draws: how many.
 
@@ -33,14 +34,14 @@ def pruning_probabilities(
         Probabilities, shape (candidates,).
 
     Example:
-        >>> differences = np.array([[[0.5, 0.6, 0.5]], [[0.1, 0.2, 0.1]]])
-        >>> pruned = lambda means: means[:, 0] == means.max()
-        >>> pruning_probabilities(differences, pruned, seed=0).round(1).tolist()
+        >>> values = np.array([[[0.5, 0.6, 0.5]], [[0.1, 0.2, 0.1]]])
+        >>> largest = lambda means: means[:, 0] == means.max()
+        >>> probabilities(values, largest, seed=0).round(1).tolist()
         [1.0, 0.0]
     """
     rng = np.random.default_rng(seed)
-    means, errors = mean_differences(differences), standard_errors(differences)
-    freedom = np.maximum((~np.isnan(differences)).sum(-1) - 1, 1)
+    means, errors = mean_differences(values), standard_errors(values)
+    freedom = np.maximum((~np.isnan(values)).sum(-1) - 1, 1)
     noise = rng.standard_t(freedom, (draws, *means.shape)) * np.nan_to_num(errors)
-    shares: np.ndarray = np.mean([pruned(means + each) for each in noise], axis=0)
+    shares: np.ndarray = np.mean([chosen(means + each) for each in noise], axis=0)
     return shares

@@ -5,12 +5,15 @@ from collections.abc import Callable, Mapping
 from tenas_jax.architectures import enumeration
 from tenas_jax.resolve import resolve
 from tenas_jax.searching.baselines import evolution, exhaustive, random
+from tenas_jax.searching.constraints import Constraints
 from tenas_jax.searching.problem import Problem
 from tenas_jax.searching.rows import Strategy
+from tenas_jax.searching.shortlist import shortlist
 from tenas_jax.searching.te_nas import evaluations_per_round, prune
 
 STRATEGIES: Mapping[str, Strategy] = {
     "prune": prune,
+    "shortlist": shortlist,
     "random": random,
     "evolution": evolution,
     "exhaustive": exhaustive,
@@ -46,13 +49,15 @@ def describe(problem: Problem) -> str:
         'random, 9 architectures, 1 repeats each'
     """
     config, space = problem.config, problem.space
-    repeats = f"{config.repeats} repeats each"
+    auto = config.auto_repeats
+    number = f"{auto.minimum} to {auto.maximum}" if config.repeats == "auto" else config.repeats
+    repeats = f"{number} repeats each"
     if config.strategy == "prune":
         first = evaluations_per_round(space, config.prune_number)[0]
         return f"{first} evaluations in round 1, {repeats}"
-    totals = {"exhaustive": enumeration.count(space)}
     if config.strategy not in STRATEGIES:
         return f"{config.strategy}, {repeats}"
-    return (
-        f"{config.strategy}, {totals.get(config.strategy, config.budget)} architectures, {repeats}"
-    )
+    total = enumeration.count(space)
+    count = total if config.strategy == "exhaustive" else min(config.budget, total)
+    limited = "" if config.constraints == Constraints() else "at most "
+    return f"{config.strategy}, {limited}{count} architectures, {repeats}"

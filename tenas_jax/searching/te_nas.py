@@ -11,7 +11,7 @@ from tenas_jax.errors import InputError
 from tenas_jax.searching import pruning, ranking
 from tenas_jax.searching.config import SearchConfig
 from tenas_jax.searching.problem import Problem
-from tenas_jax.searching.repeats import pruning_probabilities
+from tenas_jax.searching.repeats import probabilities
 from tenas_jax.searching.rows import Found, Note, Row, Run, Work
 
 
@@ -134,7 +134,7 @@ def _undecided(
         gone: np.ndarray = ~mask[tuple(candidates.T)]
         return gone
 
-    probability = pruning_probabilities(changes, pruned, seed=config.seed)
+    probability = probabilities(changes, pruned, seed=config.seed)
     confidence = config.auto_repeats.confidence
     open_fate = (probability > 1 - confidence) & (probability < confidence)
     return np.flatnonzero(open_fate)
@@ -167,7 +167,7 @@ def _entry(
                 "repeats": int(repeats[i]),
                 "differences": named(means[i]),
                 "standard_errors": named(errors[i]),
-                "importance": int(importance[i]),
+                "importance": importance[i].item(),
             }
             for i, candidate in enumerate(candidates)
         ],

@@ -58,7 +58,7 @@ def scorer(monkeypatch, tmp_path):
         ("search --regions.initializer he", "unknown initializer 'he': choose from"),
         ("search --images 10", "images 10 is less than ntk.batch_size 72"),
         ("search --space nats", "'nats'"),
-        ("search --combination mean", "choose one of sum, min, max, kappa, regions"),
+        ("search --combination mean", "choose from sum, log_sum, min, max, kappa, regions"),
         ("search --devices 0", "devices must be at least 1, not 0"),
         ("search --compilation-cache-mb 0", "compilation-cache-mb must be at least 1, not 0"),
         ("search --compilation-cache-mb 1.5", "Error parsing --compilation-cache-mb: invalid"),

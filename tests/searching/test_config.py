@@ -50,7 +50,7 @@ def test_a_bad_value_is_refused_in_one_line(kind, values, fault):
     ("values", "fault"),
     [
         ({"space": "nats"}, "'nats'"),
-        ({"combination": "mean"}, "choose one of sum, min, max, kappa, regions"),
+        ({"combination": "mean"}, "choose from sum, log_sum, min, max, kappa, regions"),
         ({"image_size": 30}, "image_size must be a multiple of 4 for nas-bench-201"),
         ({"ntk": NTKConfig(initializer="kaiming")}, "'kaiming'"),
         ({"regions": RegionsConfig(initializer="")}, "''"),

@@ -148,6 +148,7 @@ TABLE = np.array([[0.2, 0.0], [0.5, 0.4], [0.1, -0.3], [0.2, 0.0], [-INF, -0.3]]
     ("combination", "scores", "order"),
     [
         ("sum", [2, 2, 2, 2, 3], [1, 0, 3, 2, 4]),  # equal sums: by kappa, then as they come
+        ("log_sum", np.log([4, 3, 3, 4, 4]).tolist(), [1, 2, 0, 3, 4]),
         ("min", [1, 0, 0, 1, 0], [1, 2, 4, 0, 3]),
         ("max", [1, 2, 2, 1, 3], [0, 3, 1, 2, 4]),
         ("kappa", [1, 0, 2, 1, 3], [1, 0, 3, 2, 4]),
@@ -155,12 +156,51 @@ TABLE = np.array([[0.2, 0.0], [0.5, 0.4], [0.1, -0.3], [0.2, 0.0], [-INF, -0.3]]
     ],
 )
 def test_combinations(combination, scores, order):
-    assert importance(TABLE, DIRECTIONS, combination).tolist() == scores
+    assert importance(TABLE, DIRECTIONS, combination).tolist() == pytest.approx(scores)
     assert pruning_order(TABLE, DIRECTIONS, combination).tolist() == order
 
 
 def test_every_combination_is_tested():
-    assert set(COMBINATIONS) == {"sum", "min", "max"}
+    assert set(COMBINATIONS) == {"sum", "log_sum", "min", "max"}
+
+
+def test_whole_architectures_are_ranked_the_other_way_round():
+    # Ranks from the worst: kappa 2 0 1 2, regions 1 3 0 2.
+    values = np.array([[1.0, 5.0], [9.0, 9.0], [3.0, NAN], [1.0, 7.0]])
+    for combination, order in [
+        ("sum", [3, 0, 1, 2]),
+        ("log_sum", [3, 0, 1, 2]),
+        ("min", [3, 0, 2, 1]),  # the first whose worst rank is best, then by kappa
+        ("max", [1, 0, 3, 2]),
+        ("regions", [1, 3, 0, 2]),
+        ("test_ranking:mostly_kappa", [3, 0, 2, 1]),
+    ]:
+        assert ranking.best_first(values, DIRECTIONS, combination).tolist() == order, combination
+
+
+def mostly_kappa(ranks):
+    return 10 * ranks[:, 0] + ranks[:, 1]
+
+
+def one_number(ranks):
+    return ranks.sum()
+
+
+def no_axis(ranks):
+    return ranks[:, 5]
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("one_number", r"returned \(\) for ranks \(5, 2\): it must be a number for each row"),
+        ("no_axis", r"IndexError: index 5 is out of bounds.*test_ranking.py, line"),
+        ("nothing", "has no 'nothing'"),
+    ],
+)
+def test_an_own_combination_that_cannot_be_used(name, fault):
+    with pytest.raises(InputError, match=fault):
+        importance(TABLE, DIRECTIONS, f"test_ranking:{name}")
 
 
 def test_the_sum_is_the_default():
@@ -183,7 +223,9 @@ def test_a_column_without_direction_is_refused():
 
 
 def test_unknown_combination_lists_the_choices():
-    with pytest.raises(InputError, match=r"'mean'.*choose from sum, min, max, kappa, regions$"):
+    with pytest.raises(
+        InputError, match=r"'mean'.*choose from sum, log_sum, min, max, kappa, regions, or"
+    ):
         importance(TABLE, DIRECTIONS, "mean")
 
 

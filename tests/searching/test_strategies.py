@@ -1,19 +1,28 @@
 """Strategies driven by scores that depend on keys and masks alone."""
 
+import dataclasses
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
 from fake_scorer import HashScorer, InterruptedByTest, search, timeless
 
+from tenas_jax.architectures import enumeration
 from tenas_jax.architectures.genotype import from_string
 from tenas_jax.errors import InputError
 from tenas_jax.metrics.registry import get_metric
-from tenas_jax.searching.config import AutoRepeatsConfig, EvolutionConfig, SearchConfig
+from tenas_jax.searching.config import (
+    AutoRepeatsConfig,
+    EvolutionConfig,
+    SearchConfig,
+    ShortlistConfig,
+)
 from tenas_jax.searching.problem import look_up
-from tenas_jax.searching.repeats import pruning_probabilities
+from tenas_jax.searching.repeats import probabilities
+from tenas_jax.searching.shortlist import largest
 from tenas_jax.searching.strategies import get_strategy
-from tenas_jax.spaces import NAS_BENCH_201
+from tenas_jax.spaces import DARTS, NAS_BENCH_201
 
 CONFIGS = {
     "random": SearchConfig(strategy="random", budget=30, repeats=2, seed=3),
@@ -25,6 +34,13 @@ CONFIGS = {
         evolution=EvolutionConfig(population=10, tournament=3, children=4),
     ),
     "auto": SearchConfig(repeats="auto", seed=3),
+    "shortlist": SearchConfig(
+        strategy="shortlist",
+        budget=12,
+        repeats="auto",
+        seed=3,
+        auto_repeats=AutoRepeatsConfig(minimum=2, maximum=6),
+    ),
 }
 
 
@@ -100,6 +116,110 @@ def test_exhaustive_search_of_all_architectures(tmp_path):
     assert result["genotype"].count("nor_conv_3x3") == 6
 
 
+def test_a_metric_turned_round_leads_the_other_way(tmp_path):
+    found = {}
+    for sign in ("", "-"):
+        config = SearchConfig(
+            strategy="random", repeats=1, metrics=f"kappa,{sign}regions", combination="regions"
+        )
+        scorer = CountingScorer(batch_rows=100)
+        scorer.metrics = look_up(config).metrics
+        found[sign] = search(tmp_path / f"turned{sign}", scorer, config)["genotype"]
+    measured = [line["genotype"].count("nor_conv_3x3") for line in lines(tmp_path / "turned")]
+    assert found[""].count("nor_conv_3x3") == max(measured) > 2
+    assert found["-"].count("nor_conv_3x3") == min(measured) == 0
+
+
+@pytest.mark.parametrize("strategy", ["random", "evolution", "shortlist", "exhaustive"])
+def test_constraints_are_kept(tmp_path, strategy):
+    config = SearchConfig(
+        strategy=strategy, repeats=1, budget=40, flops="52M:60M", parameters=":0.41M"
+    )
+    search(tmp_path, CountingScorer(batch_rows=500), config)
+    masks = [from_string(NAS_BENCH_201, line["genotype"]) for line in lines(tmp_path)]
+    flops, parameters = NAS_BENCH_201.costs(np.stack(masks))[::-1]
+    assert 52e6 <= flops.min() <= flops.max() <= 60e6
+    assert parameters.max() <= 0.41e6
+    everything = enumeration.enumerate_all(NAS_BENCH_201)
+    costs = NAS_BENCH_201.costs(everything)
+    allowed = (costs.flops >= 52e6) & (costs.flops <= 60e6) & (costs.parameters <= 0.41e6)
+    if strategy == "shortlist":
+        assert flops.min() >= np.sort(costs.flops[allowed])[-40]
+    measured = {"exhaustive": [540], "evolution": range(21, 41)}.get(strategy, [40])
+    assert allowed.sum() == 540
+    assert len(masks) in measured
+
+
+def test_constraints_in_a_space_too_large_to_list():
+    config = SearchConfig(space="darts", strategy="random", budget=30, flops=":450M")
+    work = next(get_strategy("random")(look_up(config)))
+    masks = np.stack([row.mask for row in work.rows[:: config.repeats]])
+    assert len(masks) == 30
+    assert DARTS.costs(masks).flops.max() <= 450e6
+    with pytest.raises(
+        InputError, match=r"none of 20000 random .*: they have 2\d\dM to [67]\d\dM FLO"
+    ):
+        next(get_strategy("random")(look_up(dataclasses.replace(config, flops=":1M"))))
+
+
+def test_no_architecture_keeps_to_the_constraints():
+    config = SearchConfig(strategy="shortlist", flops=":1M")
+    with pytest.raises(
+        InputError, match=r"they have 7\.78M to 220M FLOPs and 0\.0733M to 1.53M par"
+    ):
+        next(get_strategy("shortlist")(look_up(config)))
+
+
+def test_the_shortlist_of_a_space_too_large_to_list_are_the_largest_of_a_pool():
+    config = SearchConfig(
+        space="darts",
+        strategy="shortlist",
+        budget=5,
+        repeats=1,
+        shortlist=ShortlistConfig(by="parameters", pool=300),
+    )
+    masks = largest(look_up(config))
+    pool = enumeration.sample(DARTS, 300, np.random.default_rng(config.seed))
+    expected = np.sort(DARTS.costs(pool).parameters)[::-1][:5]
+    assert DARTS.costs(masks).parameters.tolist() == expected.tolist()
+
+
+def test_which_of_equally_large_ones_are_measured_depends_on_the_seed():
+    def first(seed):
+        problem = look_up(SearchConfig(strategy="shortlist", budget=60, seed=seed))
+        return {NAS_BENCH_201.to_string(mask) for mask in largest(problem)}
+
+    assert first(0) == first(0)
+    assert len(first(0)) == len(first(1)) == 60
+    # 40 architectures have more FLOPs than the 90 that the others are drawn from.
+    assert 40 <= len(first(0) & first(1)) < 60
+
+
+def test_repeats_of_architectures_go_to_those_that_may_be_the_first(tmp_path):
+    class Noisy(HashScorer):
+        def score(self, key, mask):
+            noise = super().score(key, mask)[0] / 2**32
+            threes = int(np.asarray(mask)[0, :, 3].sum())
+            return [100.0 - 10 * threes + noise, 10.0]
+
+    config = SearchConfig(
+        strategy="shortlist",
+        budget=25,
+        repeats="auto",
+        auto_repeats=AutoRepeatsConfig(minimum=2, maximum=7),
+        flops=":185M",  # without the one of six 3 x 3 convolutions
+    )
+    result = search(tmp_path, Noisy(), config)
+    repeats = Counter(line["genotype"] for line in lines(tmp_path))
+    fives = {name for name in repeats if name.count("nor_conv_3x3") == 5}
+    assert 6 <= len(fives) < 25
+    assert {repeats[name] for name in repeats.keys() - fives} == {2}
+    assert 2 < max(repeats.values()) <= 7
+    assert result["genotype"] in fives
+    # Those measured longest are those between which it was open.
+    assert repeats[result["genotype"]] == max(repeats.values())
+
+
 def test_repeats_go_where_the_decision_is_open(tmp_path):
     config = SearchConfig(repeats="auto", auto_repeats=AutoRepeatsConfig(minimum=3, maximum=8))
     result = search(tmp_path, NoisyScorer(), config)
@@ -132,9 +252,7 @@ def test_probabilities_of_two_normal_means():
     noise /= noise.std(-1, ddof=1, keepdims=True)
     means = np.array([0.1, 0.0])
     differences = noise + means[:, None, None]
-    probability = pruning_probabilities(
-        differences, lambda m: m[:, 0] == m[:, 0].max(), seed=0, draws=4000
-    )
+    probability = probabilities(differences, lambda m: m[:, 0] == m[:, 0].max(), seed=0, draws=4000)
     # (0.1 - 0) / sqrt(2 / 400) = 1.414 standard deviations: 0.9214
     assert probability.tolist() == pytest.approx([0.9214, 0.0786], abs=0.015)
 
@@ -159,11 +277,19 @@ def test_other_metrics_drive_the_same_pruning(tmp_path):
     [
         ({"metrics": "kappa,speed"}, "unknown metric 'speed': choose from kappa, regions,"),
         ({"metrics": "kappa,kappa"}, "name a metric twice"),
-        ({"metrics": "kappa", "combination": "regions"}, "choose one of sum, min, max, kappa"),
+        (
+            {"metrics": "kappa", "combination": "regions"},
+            "choose from sum, log_sum, min, max, kappa",
+        ),
         ({"metrics": "naswot", "difference": "log"}, "needs positive metrics, not naswot"),
         ({"difference": "absolute"}, "choose one of relative, log"),
-        ({"strategy": "greedy"}, "choose from prune, random, evolution, exhaustive, or write mod"),
-        ({"strategy": "random", "repeats": "auto"}, "repeats auto is for the strategy prune"),
+        ({"strategy": "greedy"}, "choose from prune, shortlist, random, evolution, exhaustive, or"),
+        ({"strategy": "evolution", "repeats": "auto"}, "repeats auto is not for the strategy evol"),
+        ({"metrics": "kappa,-kappa"}, "name a metric twice"),
+        ({"metrics": "kappa,--snip"}, "unknown metric '-snip'"),
+        ({"flops": ":120M"}, "flops and parameters are limits for whole architectures"),
+        ({"strategy": "random", "flops": "120M"}, "must be an interval such as 50M:120M or"),
+        ({"strategy": "random", "parameters": "2M:1M"}, "parameters 2M:1M holds nothing"),
         ({"budget": 0}, "budget must be an integer of at least 1, not 0"),
     ],
 )

@@ -1,0 +1,164 @@
+"""A budget for the networks that are searched: intervals of their FLOPs and parameters."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool
+
+from tenas_jax.architectures import enumeration
+from tenas_jax.architectures.space import Masks, SearchSpace
+from tenas_jax.errors import InputError
+
+_UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9}
+DRAWN = 20_000  # random architectures of which none is allowed: there is none, or hardly any
+_BATCH = 1000
+
+
+class Interval(NamedTuple):
+    """The numbers from `low` to `high`, both of them included."""
+
+    low: float
+    high: float
+
+
+EVERYTHING = Interval(0.0, math.inf)
+
+
+class Constraints(NamedTuple):
+    """What networks may cost, as they are trained (`SearchSpace.costs`)."""
+
+    flops: Interval = EVERYTHING
+    """Multiply-adds for an image."""
+    parameters: Interval = EVERYTHING
+    """How many there are."""
+
+    def allow(self, space: SearchSpace, masks: Masks) -> Bool[np.ndarray, " architecture"]:
+        """Which architectures keep to them.
+
+        Args:
+            space: the search space.
+            masks: of its architectures.
+
+        Example:
+            >>> from tenas_jax.spaces import NAS_BENCH_201
+            >>> masks = enumeration.enumerate_all(NAS_BENCH_201)
+            >>> int(Constraints(parse("flops", "180M:")).allow(NAS_BENCH_201, masks).sum())
+            25
+        """
+        costs = space.costs(masks)
+        allowed = np.ones(len(masks), bool)
+        for (low, high), counts in zip(self, (costs.flops, costs.parameters), strict=True):
+            allowed &= (low <= counts) & (counts <= high)
+        return allowed
+
+
+def parse(name: str, text: str | None) -> Interval:
+    """The interval that a text such as `50M:120M` stands for.
+
+    Args:
+        name: what it is an interval of, for messages.
+        text: two numbers, each of which may be left out, with a colon between them; K, M and G
+            stand for thousands, millions and billions. None: everything.
+
+    Raises:
+        InputError: it is no interval, or holds nothing.
+
+    Example:
+        >>> parse("flops", "50M:1.2G"), parse("parameters", ":1.3M")
+        (Interval(low=50000000.0, high=1200000000.0), Interval(low=0.0, high=1300000.0))
+        >>> parse("flops", "120M")
+        Traceback (most recent call last):
+        ...
+        tenas_jax.errors.InputError: flops must be an interval such as 50M:120M or :120M, not '120M'
+    """
+    if text is None:
+        return EVERYTHING
+    low, colon, high = str(text).partition(":")
+    try:
+        if not colon or low == high == "":
+            raise ValueError
+        interval = Interval(_number(low) if low else 0.0, _number(high) if high else math.inf)
+    except ValueError:
+        raise InputError(
+            f"{name} must be an interval such as 50M:120M or :120M, not {text!r}"
+        ) from None
+    if not interval.low <= interval.high:
+        raise InputError(f"{name} {text} holds nothing: the first number must be the smaller one")
+    return interval
+
+
+def _number(text: str) -> float:
+    unit = text[-1:].upper()
+    value = float(text[:-1] if unit in _UNITS else text) * _UNITS.get(unit, 1.0)
+    if not (text[0].isdigit() or text[0] == ".") or not math.isfinite(value):
+        raise ValueError
+    return value
+
+
+def list_allowed(space: SearchSpace, constraints: Constraints) -> Masks:
+    """All architectures of a space that keep to constraints.
+
+    Args:
+        space: the search space.
+        constraints: on its networks.
+
+    Raises:
+        InputError: there are too many to list, or none is allowed.
+    """
+    masks = enumeration.enumerate_all(space)
+    if constraints == Constraints():
+        return masks
+    allowed: np.ndarray = masks[constraints.allow(space, masks)]
+    if not len(allowed):
+        raise InputError(_none(space, constraints, masks, f"all {len(masks)} architectures"))
+    return allowed
+
+
+def draw(
+    space: SearchSpace, constraints: Constraints, size: int, rng: np.random.Generator
+) -> Masks:
+    """Different architectures that keep to constraints, drawn uniformly.
+
+    Args:
+        space: the search space.
+        constraints: on their networks.
+        size: how many.
+        rng: draws them.
+
+    Raises:
+        InputError: there are not as many, or so few that random ones are not among them.
+    """
+    if constraints == Constraints():
+        return enumeration.sample(space, size, rng)
+    if enumeration.count(space) <= enumeration.TOO_MANY:
+        allowed = list_allowed(space, constraints)
+        if size > len(allowed):
+            raise InputError(
+                f"{len(allowed)} architectures of {space.name} keep to the constraints, not "
+                f"{size}: ask for fewer, or widen them"
+            )
+        chosen: np.ndarray = allowed[rng.choice(len(allowed), size, replace=False)]
+        return chosen
+    found: dict[bytes, np.ndarray] = {}
+    tried = 0
+    while len(found) < size:
+        masks = enumeration.sample(space, _BATCH, rng)
+        found |= {mask.tobytes(): mask for mask in masks[constraints.allow(space, masks)]}
+        tried += _BATCH
+        if tried >= DRAWN and not found:
+            raise InputError(_none(space, constraints, masks, f"{tried} random architectures"))
+    return np.stack(list(found.values())[:size])
+
+
+def _none(space: SearchSpace, constraints: Constraints, masks: Masks, which: str) -> str:
+    """That no architecture is allowed, and what there would be."""
+    costs = space.costs(masks)
+    return (
+        f"none of {which} of {space.name} keeps to the constraints: they have "
+        f"{_range(costs.flops)} FLOPs and {_range(costs.parameters)} parameters"
+    )
+
+
+def _range(counts: np.ndarray) -> str:
+    return f"{counts.min() / 1e6:.3g}M to {counts.max() / 1e6:.3g}M"
