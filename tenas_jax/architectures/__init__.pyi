@@ -6,6 +6,8 @@ from .enumeration import mutate as mutate
 from .enumeration import sample as sample
 from .genotype import EDGE_LIST as EDGE_LIST
 from .genotype import GENOTYPE as GENOTYPE
+from .isomorphism import canonical_form as canonical_form
+from .isomorphism import first_of_each_class as first_of_each_class
 from .space import Costs as Costs
 from .space import Decision as Decision
 from .space import Group as Group

@@ -80,6 +80,8 @@ class CellSpace:
             otherwise it is the last node.
         initializer: name of the initializer that `default` stands for.
         image_multiple: the sides of the images must be multiples of this.
+        same_size: types of the cells whose nodes always have the size and channels of their
+            inputs: an operator that says `is_identity` is none on an edge from an input of others.
 
     Raises:
         InputError: names are missing, repeated or not of letters, digits and underscores.
@@ -102,6 +104,7 @@ class CellSpace:
     concatenate: bool = False
     initializer: str = "pytorch"
     image_multiple: int = 1
+    same_size: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         pairs = named_pairs(self.operators)
@@ -144,6 +147,26 @@ class CellSpace:
     def op_names(self, edge: int) -> tuple[str, ...]:
         """Names of the operators of an edge, the same for all."""
         return self.ops
+
+    def is_identity(self, cell: int, edge: int, op: int) -> bool:
+        """Whether an operator returns its input as it is, wherever the cell is in a network.
+
+        Args:
+            cell: index of the cell type.
+            edge: index of the edge.
+            op: index of the operator.
+
+        Example:
+            >>> from tenas_jax.spaces import DARTS
+            >>> skip = DARTS.ops.index("skip_connect")
+            >>> [DARTS.is_identity(cell, 0, skip) for cell in (0, 1)]  # a reduction cell is smaller
+            [True, False]
+        """
+        operator = dict(self.operators)[self.ops[op]]
+        resized = self.edges[edge][0] < self.input_nodes and (
+            self.cell_types[cell] not in self.same_size
+        )
+        return bool(getattr(operator, "is_identity", False)) and not resized
 
     def outgoing(self, node: int) -> tuple[int, ...]:
         """Indices of the edges that start in a node.

@@ -49,7 +49,7 @@ class ScoreOptions:
     sample: int | None = None
     """Draw so many different architectures by the seed."""
     all: tyro.conf.FlagCreatePairsOff[bool] = False
-    """All architectures of the space."""
+    """All architectures of the space, of which isomorphic ones are measured once."""
     workdir: Path | None = None
     """Folder of scores.csv and its trace; None is tenas-runs/PRESET-scores-seedN-..., or SPACE-...,
     with a digest of the architectures and of the flags that change the preset."""
@@ -134,6 +134,7 @@ def parse_score(argv: Sequence[str]) -> tuple[str, ScoreOptions]:
 
 def _score(preset: str, options: ScoreOptions, problem: "Problem", workdir: Path) -> None:
     from tenas_jax import api
+    from tenas_jax.searching.baselines import to_measure
     from tenas_jax.searching.progress import say, show_progress
 
     config = options.config
@@ -143,9 +144,12 @@ def _score(preset: str, options: ScoreOptions, problem: "Problem", workdir: Path
     with shared_errors():
         if len(set(exchange(hashlib.sha256(masks.tobytes()).hexdigest()))) > 1:
             raise InputError("the processes have different architectures: give all the same ones")
+    measured = len(to_measure(problem.space, masks)[0])
+    isomorphic = f" ({measured} to measure, the others are isomorphic)"
     say(
         console,
-        f"{preset}: {len(masks)} architectures of {problem.space.name}, {len(images.images)} "
+        f"{preset}: {len(masks)} architectures of {problem.space.name}"
+        f"{isomorphic if measured < len(masks) else ''}, {len(images.images)} "
         f"images of {config.data}, {api.describe_devices(devices)}, {config.repeats} repeats each",
     )
     with locked(workdir, flag="--workdir"), show_progress(console) as progress:

@@ -9,7 +9,7 @@ are without bias, all batch normalizations affine with epsilon 1e-5 (the origina
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import flax.linen as nn
 import jax
@@ -63,7 +63,13 @@ class Op(nn.Module):
         initializer: name of the kernels' initializer.
         edges: number of parallel edges that read the same images.
         stride: 1, or 2 to halve the images.
+
+    Attributes:
+        is_identity: whether it returns the images as they are where it need not change their size
+            or channels.
     """
+
+    is_identity: ClassVar[bool] = False
 
     features: int
     layout: Layout
@@ -88,6 +94,8 @@ class Zero(Op):
 
 class SkipConnect(Op):
     """Identity; where it changes the size or the channels, a factorized reduction."""
+
+    is_identity = True
 
     @nn.compact
     def __call__(self, x: Array, weight: Float[Array, "edge"]) -> Array:

@@ -6,7 +6,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from tenas_jax.architectures import enumeration
-from tenas_jax.architectures.space import Mask, Masks
+from tenas_jax.architectures.isomorphism import first_of_each_class
+from tenas_jax.architectures.space import Mask, Masks, SearchSpace
+from tenas_jax.metrics.registry import Metric
 from tenas_jax.searching import ranking
 from tenas_jax.searching.constraints import Constraints, draw, list_allowed
 from tenas_jax.searching.problem import Problem
@@ -30,7 +32,7 @@ def random(problem: Problem) -> Run:
 
 
 def exhaustive(problem: Problem) -> Run:
-    """The best of all architectures of a space.
+    """The best of all architectures of a space, of which isomorphic ones are measured once.
 
     Args:
         problem: what is searched.
@@ -41,7 +43,8 @@ def exhaustive(problem: Problem) -> Run:
     Raises:
         InputError: the space has too many.
     """
-    return best_of(problem, list_allowed(problem.space, problem.config.constraints))
+    masks = list_allowed(problem.space, problem.config.constraints)
+    return best_of(problem, masks[first_of_each_class(problem.space, masks)[0]])
 
 
 def evolution(problem: Problem) -> Run:
@@ -107,6 +110,50 @@ def score(
     values = yield Work(_rows(problem, masks, range(repeats)), part, parts, later, part)
     means: np.ndarray = values.reshape(len(masks), repeats, -1).mean(1)
     return means
+
+
+def to_measure(
+    space: SearchSpace, masks: Masks
+) -> tuple[Int[np.ndarray, " measured"], Int[np.ndarray, " architecture"]]:
+    """Which of some architectures are measured: of isomorphic ones the first, if they are all.
+
+    Those of a sample are each measured: whoever compares two isomorphic ones sees the deviation.
+
+    Args:
+        space: the search space.
+        masks: architectures, no two the same.
+
+    Returns:
+        The indices of those that are measured, and for each architecture where in these indices the
+        one is whose measurements it has.
+    """
+    if len(masks) < enumeration.count(space):
+        return np.arange(len(masks)), np.arange(len(masks))
+    return first_of_each_class(space, masks)
+
+
+def of_all(
+    space: SearchSpace,
+    masks: Masks,
+    metrics: Sequence[Metric],
+    shared: Float[np.ndarray, "architecture metric"],
+) -> Float[np.ndarray, "architecture metric"]:
+    """Measurements of all architectures: shared by isomorphic ones, but their own counts.
+
+    Isomorphic architectures differ in the parameters and FLOPs of dead operators. The neurons of
+    these, too, would count if such an architecture were measured, though they do not matter.
+
+    Args:
+        space: the search space.
+        masks: the architectures.
+        metrics: the columns.
+        shared: the measurements of those that were measured, for each architecture.
+    """
+    columns = [
+        column if metric.count is None else np.asarray(metric.count(space, masks), float)
+        for metric, column in zip(metrics, shared.T, strict=True)
+    ]
+    return np.stack(columns, 1)
 
 
 def _rows(problem: Problem, masks: Masks, repeats: Sequence[int]) -> list[Row]:

@@ -22,7 +22,7 @@ from tenas_jax.host.reproducibility import environment
 from tenas_jax.host.sums import write_sums
 from tenas_jax.metrics.registry import Metric
 from tenas_jax.numerics import random_key
-from tenas_jax.searching.baselines import score
+from tenas_jax.searching.baselines import of_all, score, to_measure
 from tenas_jax.searching.problem import Problem
 from tenas_jax.searching.rows import Found, Row, Work
 from tenas_jax.searching.strategies import get_strategy
@@ -182,7 +182,8 @@ def run_scores(
     """Measure architectures and write `scores.csv`; can be resumed after any interruption.
 
     The file has a column `genotype` and one for each metric, the means over the repeats. Its
-    checksum is in `SHA256SUMS`. It is written after each scorer with the columns that there are.
+    checksum is in `SHA256SUMS`. It is written after each scorer with the columns that there are. If
+    these are all architectures of the space, isomorphic ones are measured once.
 
     Args:
         problem: what is measured.
@@ -201,15 +202,18 @@ def run_scores(
             nothing and it is true, or cannot be written.
     """
     open_workdir(workdir, settings, resume=resume)
+    space = problem.space
+    measured, inverse = to_measure(space, masks)
 
     def by_scorer() -> Generator[Any, Any, Float[np.ndarray, "architecture metric"]]:
         columns: dict[str, np.ndarray] = {}
         for part, scorer in enumerate(scorers):
-            values = yield from score(problem, masks, part=part, parts=len(scorers))
+            values = yield from score(problem, masks[measured], part=part, parts=len(scorers))
+            values = of_all(space, masks, scorer.metrics, values[inverse])
             names = [metric.name for metric in scorer.metrics]
             columns |= zip(names, values.T, strict=True)
             known = {name: columns[name] for name in problem.directions if name in columns}
-            _write_scores(workdir, list(map(problem.space.to_string, masks)), known)
+            _write_scores(workdir, list(map(space.to_string, masks)), known)
         return np.stack(list(known.values()), 1)
 
     run = run_strategy(by_scorer(), scorers, workdir, settings, progress=progress)

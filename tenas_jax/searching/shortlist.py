@@ -1,9 +1,14 @@
 """The strategy shortlist: the largest networks that the budget allows, then the best of them."""
 
+from collections.abc import Hashable
+
 import numpy as np
 
 from tenas_jax.architectures import enumeration
+from tenas_jax.architectures.cell_space import has_dead_operators
+from tenas_jax.architectures.isomorphism import canonical_form
 from tenas_jax.architectures.space import Masks
+from tenas_jax.errors import InputError
 from tenas_jax.searching.baselines import best_of
 from tenas_jax.searching.constraints import draw, list_allowed
 from tenas_jax.searching.problem import Problem
@@ -37,11 +42,13 @@ def shortlist(problem: Problem) -> Run:
 def largest(problem: Problem) -> Masks:
     """The architectures that `shortlist` measures, the largest first.
 
+    No two are isomorphic, and none has dead operators, which make it larger without any use.
+
     Args:
         problem: what is searched.
 
     Raises:
-        InputError: no architecture keeps to the constraints.
+        InputError: no architecture keeps to the constraints and has no dead operators.
 
     Example:
         >>> from tenas_jax.searching.config import SearchConfig
@@ -57,5 +64,14 @@ def largest(problem: Problem) -> Masks:
     else:
         masks = draw(space, config.constraints, config.shortlist.pool, rng)
     costs = getattr(space.costs(masks), config.shortlist.by)
-    order = np.lexsort((rng.permutation(len(masks)), -costs))
-    return masks[order[: config.budget]]
+    different: dict[Hashable, int] = {}
+    for i in np.lexsort((rng.permutation(len(masks)), -costs)):
+        if not has_dead_operators(space, masks[i]):
+            different.setdefault(canonical_form(space, masks[i]), i)
+        if len(different) == config.budget:
+            break
+    if not different:
+        raise InputError(
+            f"no architecture of {space.name} that is allowed is without dead operators"
+        )
+    return masks[list(different.values())]

@@ -58,6 +58,8 @@ def describe(problem: Problem) -> str:
     if config.strategy not in STRATEGIES:
         return f"{config.strategy}, {repeats}"
     total = enumeration.count(space)
-    count = total if config.strategy == "exhaustive" else min(config.budget, total)
+    count = f"{min(config.budget, total)} architectures"
+    if config.strategy == "exhaustive":
+        count = f"{total} architectures, isomorphic ones once"
     limited = "" if config.constraints == Constraints() else "at most "
-    return f"{config.strategy}, {limited}{count} architectures, {repeats}"
+    return f"{config.strategy}, {limited}{count}, {repeats}"

@@ -344,4 +344,5 @@ DARTS = CellSpace(
     edges_per_node=2,
     none_is_choice=False,
     concatenate=True,
+    same_size=(NORMAL,),
 )

@@ -272,4 +272,5 @@ NAS_BENCH_201 = CellSpace(
     notation=Notation(),
     macro=Macro(),
     image_multiple=4,
+    same_size=("cell",),
 )

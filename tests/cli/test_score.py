@@ -94,6 +94,27 @@ def test_a_file_a_sample_and_a_preset(scorer, tmp_path):
     assert all(row[0].startswith("Genotype(") for row in rows(tmp_path / "b" / "scores.csv")[1:])
 
 
+TINY = """import dataclasses
+from tenas_jax.networks.ops import operators
+from tenas_jax.spaces import NAS_BENCH_201
+
+TINY = dataclasses.replace(NAS_BENCH_201, name="tiny", operators=operators("none", "skip_connect"))
+"""
+
+
+def test_of_all_architectures_isomorphic_ones_are_measured_once(scorer, capsys, tmp_path):
+    """Sums of 0 to 4 paths, each the identity: 64 architectures are five networks."""
+    (tmp_path / "tiny_space.py").write_text(TINY)
+    words = ["score", "--space", "tiny_space:TINY", "--all", "--workdir", "run", *METRICS]
+    assert cli.main(words) == 0
+    said = "architectures of tiny (5 to measure, the others are isomorphic), 80 images"
+    assert f"custom: 64 {said}" in capsys.readouterr().out
+    _, *scored = rows(tmp_path / "run" / "scores.csv")
+    assert len({row[0] for row in scored}) == len(scored) == 64
+    assert len({tuple(row[1:]) for row in scored}) == 5
+    assert len((tmp_path / "run" / "trace.jsonl").read_text().splitlines()) == 5
+
+
 def test_an_interrupted_run_goes_on(scorer, capsys, tmp_path):
     words = ["score", "--sample", "11", *METRICS]
     assert cli.main([*words, "--workdir", "whole"]) == 0

@@ -13,8 +13,11 @@ from fake_scorer import CONFIG, HashScorer, InterruptedByTest, search, timeless
 
 from tenas_jax.architectures import enumeration as architectures
 from tenas_jax.architectures.genotype import from_string
+from tenas_jax.architectures.isomorphism import first_of_each_class
 from tenas_jax.errors import InputError
 from tenas_jax.host.files import read_json
+from tenas_jax.metrics.registry import KAPPA, METRICS
+from tenas_jax.networks.ops import operators
 from tenas_jax.searching.config import NTKConfig, SearchConfig
 from tenas_jax.searching.loop import run_scores, search_settings
 from tenas_jax.searching.problem import look_up
@@ -370,3 +373,48 @@ def test_scores_are_measured_by_one_scorer_after_the_other(tmp_path):
     scores(tmp_path / "c", [Part(0), Part(1)])
     files = [(tmp_path / name / "trace.jsonl").read_bytes() for name in "bc"]
     assert files[0] == files[1]
+
+
+TINY = dataclasses.replace(
+    NAS_BENCH_201, name="tiny", operators=operators("none", "skip_connect", "nor_conv_1x1")
+)
+
+
+def test_of_all_architectures_isomorphic_ones_are_measured_once(tmp_path):
+    """Each has a line, and its own parameters; those of a sample are all measured."""
+
+    class Counting(HashScorer):
+        metrics = METRICS["parameters"], KAPPA
+
+        def __call__(self, keys, masks):
+            kappa = super().__call__(keys, masks)[:, 0]
+            return np.stack([METRICS["parameters"].count(TINY, masks), kappa], 1)
+
+    config = dataclasses.replace(CONFIG, metrics="parameters,kappa")
+    problem = look_up(config, TINY)
+    settings = search_settings(problem, "test", "f00d")
+    masks = architectures.enumerate_all(TINY)[::-1]
+    first, inverse = first_of_each_class(TINY, masks)
+
+    def scores(folder, masks, **options):
+        scorer = Counting(batch_rows=50, **options)
+        return run_scores(problem, masks, [scorer], folder, settings=settings, resume=None), scorer
+
+    with pytest.raises(InterruptedByTest):
+        scores(tmp_path / "a", masks, dies_at_call=2)
+    values, scorer = scores(tmp_path / "a", masks)
+    assert 0 < len(first) < 200 < len(masks) == 729
+    assert scorer.calls == -(-2 * len(first) // 50) - 2
+    trace = (tmp_path / "a" / "trace.jsonl").read_text().splitlines()
+    assert len(trace) == 2 * len(first)
+    np.testing.assert_array_equal(values[:, 0], TINY.costs(masks).parameters)
+    assert (values[:, 0] > values[first][inverse][:, 0]).any()  # those of dead operators
+    np.testing.assert_array_equal(values[:, 1], values[first][inverse][:, 1])
+    assert len(set(values[:, 1])) == len(first)
+    written = (tmp_path / "a" / "scores.csv").read_text().splitlines()
+    assert written[1:] == [
+        ",".join([TINY.to_string(mask), *map(repr, row)])
+        for mask, row in zip(masks, values.tolist(), strict=True)
+    ]
+    sampled, _ = scores(tmp_path / "b", masks[1:])
+    assert len(set(sampled[:, 1])) == 728
