@@ -276,7 +276,7 @@ def measure(
         apply_fn: maps `(params, x)` to the logits [n, classes].
         params: the weights, a pytree of floating-point arrays.
         x: the samples, in whatever form `apply_fn` takes.
-        labels: class of each sample, which `grad_norm`, `snip` and `zico` need.
+        labels: class of each sample, which `grad_norm`, `snip`, `zico` and `epe_nas` need.
         second_batch: more samples, for metrics of yours that need them.
         metrics: names separated by commas, or a sequence of names and `Metric` objects. Linear
             regions are counted on `x`; `synflow` needs a model without normalization.

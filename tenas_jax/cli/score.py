@@ -33,7 +33,8 @@ FILE = "scores.csv"
 # Where a preset has its own values, which are for searches.
 DEFAULTS: dict[str, Any] = {"metrics": ",".join(METRICS), "repeats": 1}
 RANDOM_LABELS = (
-    "grad_norm, snip and zico need labels: these are drawn at random, also where the data has some."
+    "grad_norm, snip, zico and epe_nas need labels: these are drawn at random, also where the data "
+    "has some."
 )
 
 

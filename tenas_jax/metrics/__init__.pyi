@@ -1,6 +1,9 @@
 from .activations import activation_patterns as activation_patterns
 from .draw import Draw as Draw
 from .flops import flops as flops
+from .input_jacobian import epe_nas as epe_nas
+from .input_jacobian import input_jacobian as input_jacobian
+from .input_jacobian import jacov as jacov
 from .ntk import condition_number as condition_number
 from .ntk import empirical_ntk as empirical_ntk
 from .ntk import ntk_condition_number as ntk_condition_number

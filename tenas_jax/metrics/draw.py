@@ -1,6 +1,6 @@
 """One draw of weights and images, which all metrics of a measurement share."""
 
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from tenas_jax.errors import InputError
 from tenas_jax.metrics.activations import executed_patterns
+from tenas_jax.metrics.input_jacobian import input_jacobian
 from tenas_jax.metrics.model import ApplyFn, Select, is_weight, require_weights
 from tenas_jax.metrics.ntk import empirical_ntk
 from tenas_jax.metrics.proxies import loss_gradient
@@ -137,6 +138,11 @@ class Draw:
         """The gradient of the mean cross-entropy by `params`."""
         require_weights(self.params, self.is_kernel)
         return loss_gradient(self.params, self.logits_once, self.x, self.labels)
+
+    @cached_property
+    def input_jacobian(self) -> tuple[Float[Array, "n inputs"], Float[Array, "n classes"]]:
+        """The gradient of the summed outputs by each sample, and the logits it is of."""
+        return input_jacobian(partial(self.logits_once, self.params), self.x)
 
     @property
     def is_stacked(self) -> Select:

@@ -6,13 +6,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+import numpy as np
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from tenas_jax.errors import InputError
 from tenas_jax.numerics import require_numbers
 
 ApplyFn = Callable[[PyTree, Any], Float[Array, "n classes"]]
 Select = Callable[[tuple[Any, ...]], bool]
+Labels = Shaped[Array | np.ndarray, "..."]
 
 # Flax, Equinox and PyTorch: `bias`, `bias_hh`; Haiku: `b`, and `offset` of normalizations, which
 # Keras calls `beta`. By hand: `b1`, `b_out`, `conv_b`. Not `lora_b`, a factor of a matrix.
@@ -163,6 +165,55 @@ def require_logits(outputs: Any) -> None:
         kind = f"shape {outputs.shape}" if hasattr(outputs, "shape") else type(outputs).__name__
         raise InputError(f"apply_fn returns {kind}: it must return one array [n, classes]")
     require_outputs(outputs)
+
+
+def require_labels(labels: Labels, n: int, classes: int) -> None:
+    """Refuse labels that are not one class for each of n samples.
+
+    Args:
+        labels: class of each sample, from 0; their values are not known under `jit` or `vmap`.
+        n: how many samples there are.
+        classes: how many classes.
+
+    Raises:
+        InputError: their shape, their data type or one of them is not that of a class.
+
+    Example:
+        >>> require_labels(jnp.array([0.5]), 1, 2)
+        Traceback (most recent call last):
+        ...
+        tenas_jax.errors.InputError: labels are float32: give integers from 0 to 1
+    """
+    if labels.shape != (n,):
+        raise InputError(f"labels of shape {labels.shape} for {n} samples: give one label for each")
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise InputError(f"labels are {labels.dtype}: give integers from 0 to {classes - 1}")
+    require_classes(labels, classes)
+
+
+def require_classes(labels: Labels, classes: int | None = None) -> None:
+    """Refuse labels of no class, where they are known: not under `jit` or `vmap`.
+
+    Args:
+        labels: of any shape.
+        classes: how many classes there are; None: unknown.
+
+    Raises:
+        InputError: one is negative, or not below the number of classes.
+
+    Example:
+        >>> require_classes(jnp.array([0, 2]), 2)
+        Traceback (most recent call last):
+        ...
+        tenas_jax.errors.InputError: labels from 0 to 2: give integers from 0 to 1
+    """
+    if isinstance(labels, jax.core.Tracer) or not labels.size:
+        return
+    # Not `jnp`: in a function that is traced it would make tracers of constants.
+    first, last = np.asarray(labels).min(), np.asarray(labels).max()
+    if first < 0 or (classes is not None and last >= classes):
+        most = "" if classes is None else f" to {classes - 1}"
+        raise InputError(f"labels from {first} to {last}: give integers from 0{most}")
 
 
 def _names(key: Any) -> list[str]:

@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
@@ -31,6 +30,8 @@ from tenas_jax.metrics.model import (
     Select,
     at_least_single,
     is_weight,
+    require_classes,
+    require_labels,
     require_logits,
     require_outputs,
     require_weights,
@@ -311,7 +312,7 @@ def zico(
         raise InputError(f"x and labels have {batches[0]} and {batches[1]} batches: give as many")
     if batches[0] < 2:
         raise InputError("ZiCo of 1 batch has no deviation: give 2 or more along the first axis")
-    _require_labels(labels)
+    require_classes(labels)
 
     def gradients(batch: tuple[Any, Shaped[Array, "n"]]) -> list[Array]:
         return select_leaves(loss_gradient(params, apply_fn, *batch), select)
@@ -379,11 +380,7 @@ def cross_entropy(
     logits = apply_fn(params, x)
     require_logits(logits)
     n, classes = logits.shape
-    if labels.shape != (n,):
-        raise InputError(f"labels of shape {labels.shape} for {n} samples: give one label for each")
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise InputError(f"labels are {labels.dtype}: give integers from 0 to {classes - 1}")
-    _require_labels(labels, classes)
+    require_labels(labels, n, classes)
     losses: Array = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return losses.mean()
 
@@ -452,17 +449,6 @@ def saliency(params: PyTree, gradient: PyTree, select: Select = is_weight) -> Fl
     """
     theta, g = (ravel_pytree(select_leaves(tree, select))[0] for tree in (params, gradient))
     return jnp.abs(theta * g).sum()
-
-
-def _require_labels(labels: Shaped[Array, "..."], classes: int | None = None) -> None:
-    """Refuse labels of no class, where they are known: not under `jit` or `vmap`."""
-    if isinstance(labels, jax.core.Tracer) or not labels.size:
-        return
-    # Not `jnp`: in a function that is traced it would make tracers of constants.
-    first, last = np.asarray(labels).min(), np.asarray(labels).max()
-    if first < 0 or (classes is not None and last >= classes):
-        most = "" if classes is None else f" to {classes - 1}"
-        raise InputError(f"labels from {first} to {last}: give integers from 0{most}")
 
 
 def _selected(stacked: Select, tree: PyTree, select: Select) -> list[bool]:

@@ -14,6 +14,7 @@ from tenas_jax.errors import InputError
 from tenas_jax.metrics import proxies
 from tenas_jax.metrics.draw import Draw
 from tenas_jax.metrics.flops import flops
+from tenas_jax.metrics.input_jacobian import epe_nas, jacov
 from tenas_jax.metrics.ntk import condition_number
 from tenas_jax.metrics.regions import count_linear_regions
 from tenas_jax.resolve import require_names, resolve
@@ -35,7 +36,8 @@ class Metric:
         positive: whether all its values are positive, as logarithms of it need; 0 may be one where
             there is nothing to measure.
         shares: what of a draw it shares with other metrics, which are then measured by one program:
-            `kernel`, `patterns`, `gradient`, or a word of your own; empty: it has one alone.
+            `kernel`, `patterns`, `gradient`, `input_jacobian`, or a word of your own; empty: it has
+            one alone.
         count: where a metric does not depend on a draw, a function of `(space, masks)` that returns
             an exact number for each mask; it runs on the host, instead of `measure`.
         minimum: the smallest value that it can have; a file that says less is damaged.
@@ -110,6 +112,11 @@ def _synflow(draw: Draw) -> Array:
     return proxies.synflow(
         draw.logits_without_normalization, draw.params, ones, select=draw.is_kernel
     )
+
+
+def _epe_nas(draw: Draw) -> Array:
+    jacobian, logits = draw.input_jacobian
+    return epe_nas(jacobian, draw.labels, num_classes=logits.shape[1])
 
 
 def _flops(draw: Draw) -> int:
@@ -197,6 +204,23 @@ METRICS: dict[str, Metric] = {
         ),
         Metric("zico", +1, _zico, "ZiCo", "Li et al. 2023"),
         Metric(
+            "jacov",
+            +1,
+            lambda draw: jacov(draw.input_jacobian[0]),
+            "Jacobian covariance",
+            "Mellor et al. 2020, version 1",
+            shares="input_jacobian",
+        ),
+        Metric(
+            "epe_nas",
+            +1,
+            _epe_nas,
+            "EPE-NAS",
+            "Lopes et al. 2021",
+            positive=True,
+            shares="input_jacobian",
+        ),
+        Metric(
             "parameters",
             +1,
             lambda draw: proxies.parameters(draw.params),
@@ -219,7 +243,7 @@ METRICS: dict[str, Metric] = {
 
 
 # What metrics share, those last whose programs take longest to compile.
-_SHARED = ("patterns", "gradient", "kernel")
+_SHARED = ("input_jacobian", "patterns", "gradient", "kernel")
 
 
 def programs(metrics: Sequence[Metric]) -> list[tuple[Metric, ...]]:
@@ -257,7 +281,7 @@ def get_metric(name: str) -> Metric:
         ...
         tenas_jax.errors.InputError: unknown metric 'kapa' (did you mean 'kappa'?): choose from \
 kappa, regions, ntk_trace, ntk_mean_eigenvalue, naswot, swap, synflow, grad_norm, snip, zico, \
-parameters, flops, or write module:object
+jacov, epe_nas, parameters, flops, or write module:object
     """
     metric = resolve(name.removeprefix("-"), METRICS, Metric, "metric")
     return -metric if name.startswith("-") else metric

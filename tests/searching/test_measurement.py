@@ -73,6 +73,7 @@ def test_a_network_without_connections(measured):
     assert nothing["naswot"] == nothing["synflow"] == -np.inf
     assert nothing["swap"] == 1
     assert nothing["grad_norm"] == nothing["snip"] == nothing["zico"] == 0
+    assert np.isnan([nothing["jacov"], nothing["epe_nas"]]).all()
 
 
 @pytest.mark.parametrize("space", [NAS_BENCH_201, DARTS], ids=lambda space: space.name)
