@@ -1,5 +1,10 @@
 from .activations import activation_patterns as activation_patterns
 from .draw import Draw as Draw
+from .features import az_expressivity as az_expressivity
+from .features import az_progressivity as az_progressivity
+from .features import az_trainability as az_trainability
+from .features import feature_gradients as feature_gradients
+from .features import meco as meco
 from .flops import flops as flops
 from .input_jacobian import epe_nas as epe_nas
 from .input_jacobian import input_jacobian as input_jacobian

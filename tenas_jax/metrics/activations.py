@@ -231,7 +231,7 @@ class _Reader:
         for eqn in jaxpr.eqns:
             operands = [read(atom) for atom in eqn.invars]
             if self.has_neurons(scope, eqn):
-                outputs = _bind(eqn, operands)
+                outputs = bind(eqn, operands)
                 axis = self.axes[id(scope), id(eqn)]
                 for bits in self._patterns(scope, eqn, operands, outputs[0], read):
                     pattern = jnp.moveaxis(bits, axis, 0).reshape(self.n, -1)
@@ -240,7 +240,7 @@ class _Reader:
                 outputs, inner = self._interpret_call(scope, eqn, operands)
                 found.extend(inner)
             else:
-                outputs = _bind(eqn, operands)
+                outputs = bind(eqn, operands)
             values |= zip(eqn.outvars, outputs, strict=True)
         return [read(atom) for atom in jaxpr.outvars], found
 
@@ -382,7 +382,8 @@ def _pattern_shape(scope: Scope, eqn: JaxprEqn) -> tuple[int, ...]:
     return tuple(elements.aval.shape)
 
 
-def _bind(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+def bind(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+    """The outputs of an equation of a jaxpr for some operands."""
     outputs = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
     return list(outputs) if eqn.primitive.multiple_results else [outputs]
 

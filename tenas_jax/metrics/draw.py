@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from tenas_jax.errors import InputError
 from tenas_jax.metrics.activations import executed_patterns
+from tenas_jax.metrics.features import feature_gradients
 from tenas_jax.metrics.input_jacobian import input_jacobian
 from tenas_jax.metrics.model import ApplyFn, Select, is_weight, require_weights
 from tenas_jax.metrics.ntk import empirical_ntk
@@ -124,6 +125,15 @@ class Draw:
             InputError: the network does not hand them out.
         """
         raise InputError("a plain model has no cells: features need a search space")
+
+    @cached_property
+    def feature_gradients(self) -> list[tuple[Array, Array]]:
+        """What random cotangents of the features give before each cell; see `feature_gradients`.
+
+        Raises:
+            InputError: the network does not hand out features.
+        """
+        return feature_gradients(self.features, self.key)
 
     def logits_without_normalization(self, params: PyTree, x: Any) -> Float[Array, "n classes"]:
         """The logits with every normalization layer replaced by the identity, in a search."""

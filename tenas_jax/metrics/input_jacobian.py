@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from tenas_jax.errors import InputError
+from tenas_jax.metrics.correlations import standardized, varies
 from tenas_jax.metrics.model import at_least_single, require_labels, require_logits
 from tenas_jax.numerics import PRECISION, require_numbers
 
@@ -90,7 +91,7 @@ def jacov(jacobian: Jacobian) -> Float[Array, ""]:
         >>> float(jacov(jnp.zeros((2, 4))))
         nan
     """
-    rows = _standardized(jacobian)
+    rows = _rows(jacobian)
     finite = jnp.isfinite(rows).all()
     singular_values = jnp.linalg.svd(jnp.where(finite, rows, 0), compute_uv=False)
     missing = len(rows) - len(singular_values)  # where there are fewer inputs than samples
@@ -129,7 +130,7 @@ def epe_nas(
         >>> round(float(score), 3)  # -2 log k: the two are not correlated
         23.026
     """
-    rows = _standardized(jacobian)
+    rows = _rows(jacobian)
     require_labels(labels, len(rows), num_classes)
     correlations = jnp.clip(jnp.matmul(rows, rows.T, precision=PRECISION), -1, 1)
     members = jax.nn.one_hot(labels, num_classes, dtype=rows.dtype)
@@ -144,17 +145,12 @@ def epe_nas(
     return jnp.where(counts[:, None] & counts[None], differences, 0).sum() / counts.sum()
 
 
-def _standardized(jacobian: Jacobian) -> Float[Array, "n inputs"]:
-    """The rows without their means, of norm 1; NaN where a row is constant to its precision."""
+def _rows(jacobian: Jacobian) -> Float[Array, "n inputs"]:
+    """The standardized rows; NaN where one is constant."""
     if jacobian.ndim != 2 or not jnp.issubdtype(jacobian.dtype, jnp.floating):
         raise InputError(
             f"the Jacobian is {jacobian.dtype} of shape {jacobian.shape}: give real numbers "
             "[n, inputs]"
         )
-    # By the largest element first, whose square may be too small a number.
-    scaled = jnp.asarray(jacobian) / jnp.abs(jacobian).max(1, keepdims=True)
-    centered = scaled - scaled.mean(1, keepdims=True)
-    norm = jnp.sqrt(jnp.square(centered).sum(1, keepdims=True))
-    rounding = 4 * jnp.finfo(jacobian.dtype).eps * jacobian.shape[1] ** 0.5
-    rows: Array = centered / jnp.where(norm > rounding, norm, jnp.nan)
-    return rows
+    rows = jnp.asarray(jacobian)
+    return jnp.where(varies(rows), standardized(rows), jnp.nan)

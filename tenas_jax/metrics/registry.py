@@ -13,6 +13,7 @@ from tenas_jax.architectures.space import Masks, SearchSpace
 from tenas_jax.errors import InputError
 from tenas_jax.metrics import proxies
 from tenas_jax.metrics.draw import Draw
+from tenas_jax.metrics.features import az_expressivity, az_progressivity, az_trainability, meco
 from tenas_jax.metrics.flops import flops
 from tenas_jax.metrics.input_jacobian import epe_nas, jacov
 from tenas_jax.metrics.ntk import condition_number
@@ -36,8 +37,8 @@ class Metric:
         positive: whether all its values are positive, as logarithms of it need; 0 may be one where
             there is nothing to measure.
         shares: what of a draw it shares with other metrics, which are then measured by one program:
-            `kernel`, `patterns`, `gradient`, `input_jacobian`, or a word of your own; empty: it has
-            one alone.
+            `kernel`, `patterns`, `gradient`, `input_jacobian`, `features`, or a word of
+            your own; empty: it has one alone.
         count: where a metric does not depend on a draw, a function of `(space, masks)` that returns
             an exact number for each mask; it runs on the host, instead of `measure`.
         minimum: the smallest value that it can have; a file that says less is damaged.
@@ -221,6 +222,38 @@ METRICS: dict[str, Metric] = {
             shares="input_jacobian",
         ),
         Metric(
+            "az_expressivity",
+            +1,
+            lambda draw: az_expressivity(draw.features()),
+            "expressivity (AZ-NAS)",
+            "Lee and Ham 2024",
+            shares="features",
+        ),
+        Metric(
+            "az_progressivity",
+            +1,
+            lambda draw: az_progressivity(draw.features()),
+            "progressivity (AZ-NAS)",
+            "Lee and Ham 2024",
+            shares="features",
+        ),
+        Metric(
+            "az_trainability",
+            +1,
+            lambda draw: az_trainability(draw.feature_gradients),
+            "trainability (AZ-NAS)",
+            "Lee and Ham 2024",
+        ),
+        Metric(
+            "meco",
+            +1,
+            lambda draw: meco(draw.features()),
+            "MeCo",
+            "Jiang et al. 2023",
+            positive=True,
+            shares="features",
+        ),
+        Metric(
             "parameters",
             +1,
             lambda draw: proxies.parameters(draw.params),
@@ -243,7 +276,7 @@ METRICS: dict[str, Metric] = {
 
 
 # What metrics share, those last whose programs take longest to compile.
-_SHARED = ("input_jacobian", "patterns", "gradient", "kernel")
+_SHARED = ("features", "input_jacobian", "patterns", "gradient", "kernel")
 
 
 def programs(metrics: Sequence[Metric]) -> list[tuple[Metric, ...]]:
@@ -281,7 +314,8 @@ def get_metric(name: str) -> Metric:
         ...
         tenas_jax.errors.InputError: unknown metric 'kapa' (did you mean 'kappa'?): choose from \
 kappa, regions, ntk_trace, ntk_mean_eigenvalue, naswot, swap, synflow, grad_norm, snip, zico, \
-jacov, epe_nas, parameters, flops, or write module:object
+jacov, epe_nas, az_expressivity, az_progressivity, az_trainability, \
+meco, parameters, flops, or write module:object
     """
     metric = resolve(name.removeprefix("-"), METRICS, Metric, "metric")
     return -metric if name.startswith("-") else metric

@@ -27,7 +27,7 @@ from tenas_jax.numerics import PRECISION
 ComputeEdges = Callable[[Array, Array, int, int], Sequence[Array]]
 Pullback = Callable[[Array], tuple[PyTree, Array]]
 
-# The Flax collection into which networks sow the images after each cell.
+# The Flax collection into which networks sow the images of their layout after each cell.
 FEATURES = "features"
 # Edges that a step of a loop serves: with 1 products of matrices have a single row, with more there
 # are more edges that are none, and more of a grouped convolution's kernel is zeros. A row of
@@ -250,13 +250,12 @@ def classifier(num_classes: int, initializer: str) -> nn.Dense:
     return nn.Dense(num_classes, kernel_init=kernel, precision=PRECISION, name="classifier")
 
 
-def sow_features(module: nn.Module, layout: Layout, x: Array) -> None:
+def sow_features(module: nn.Module, x: Array) -> None:
     """Hand out the images after a cell, where the caller wants them.
 
     Args:
         module: the calling module, whose collection `FEATURES` takes them if it is mutable.
-        layout: memory layout of the images.
-        x: the images, which are handed out as NHWC.
+        x: the images of the layout, the array itself that the next cell reads.
     """
     if not module.is_initializing() and module.is_mutable_collection(FEATURES):
-        module.sow(FEATURES, "cells", layout.to_nhwc(x))
+        module.sow(FEATURES, "cells", x)

@@ -20,6 +20,7 @@ from tenas_jax.data.sampling import sample_images, sample_patches
 from tenas_jax.errors import InputError
 from tenas_jax.metrics.activations import executed_patterns
 from tenas_jax.metrics.draw import Draw
+from tenas_jax.metrics.features import feature_gradients
 from tenas_jax.metrics.ntk import empirical_ntk
 from tenas_jax.metrics.registry import Metric
 from tenas_jax.networks.batch_minor import BATCH_MINOR, chunk_size
@@ -241,14 +242,13 @@ class SupernetDraw(Draw):
 
     def features(self) -> list[Float[Array, "n h w channels"]]:
         """The images after each cell of the network, or what a module of the user hands out."""
-        _, sown = _apply(self._network(), self.params, self.x, self._mask, (FEATURES,))
-        features = jax.tree.leaves(sown)
-        if not features:
-            raise InputError(
-                f"the module of {self.name} hands out no features: call "
-                f"self.sow('{FEATURES}', 'cells', x) after each of its parts"
-            )
-        return features
+        return list(self._features)
+
+    @cached_property
+    def feature_gradients(self) -> list[tuple[Array, Array]]:
+        """Cotangents of the features of each cell but the first, and what they give before it."""
+        gradients = feature_gradients(self._sown_features, jax.random.fold_in(self._network_key, 3))
+        return [(self._to_nhwc(after), self._to_nhwc(before)) for after, before in gradients]
 
     def logits_without_normalization(self, params: PyTree, x: Array) -> Float[Array, "n classes"]:
         """The logits with every normalization layer replaced by the identity."""
@@ -269,6 +269,25 @@ class SupernetDraw(Draw):
     def is_kernel(self) -> Callable[[tuple[Any, ...]], bool]:
         """Whether the parameter at a path is the kernel of a convolution or linear layer."""
         return _is_kernel
+
+    @cached_property
+    def _features(self) -> list[Float[Array, "n h w channels"]]:
+        return list(map(self._to_nhwc, self._sown_features()))
+
+    def _sown_features(self) -> list[Array]:
+        """The images after each cell, of the network's own layout."""
+        _, sown = _apply(self._network(), self.params, self.x, self._mask, (FEATURES,))
+        features = jax.tree.leaves(sown)
+        if not features:
+            raise InputError(
+                f"the module of {self.name} hands out no features: call "
+                f"self.sow('{FEATURES}', 'cells', x) after each of its parts"
+            )
+        return features
+
+    def _to_nhwc(self, x: Array) -> Array:
+        images: Array = self._network().layout.to_nhwc(x) if self._has_layouts else x
+        return images
 
     @property
     def _mask(self) -> Bool[Array, "cell edge op"]:

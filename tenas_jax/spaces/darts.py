@@ -91,7 +91,7 @@ class Cells(nn.Module):
             cell = Cell(self.space, *common, stride, self.single_path, True, name=f"cell_{i}")
             nodes = cell(inputs, mask[self.space.cell_types.index(cell_type)])
             output = jnp.concatenate(nodes[self.space.input_nodes :], layout.channel_axis)
-            sow_features(self, layout, output)
+            sow_features(self, output)
             previous, after_reduction = [previous[1], output], reduction
         return previous[1]
 

@@ -161,7 +161,7 @@ class Supernet(nn.Module):
                 name=f"cell_{stage}_{number}",
             )
             x = nodes([x], mask[0])[-1]
-            sow_features(self, self.layout, x)
+            sow_features(self, x)
             return x
 
         return stages(

@@ -144,7 +144,7 @@ class Supernet(nn.Module):
                 name=f"cell_{number}",
             )
             x = nodes([x], mask[0])[-1]
-            sow_features(self, layout, x)
+            sow_features(self, x)
             return x
 
         stem = ConvBatchNorm(

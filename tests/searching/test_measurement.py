@@ -1,6 +1,7 @@
 """All metrics of a row: each is computed whatever the others are, and of this mask."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from tenas_jax.metrics.ntk import empirical_ntk
 from tenas_jax.metrics.registry import METRICS
 from tenas_jax.networks.layouts import NHWC
 from tenas_jax.searching.config import NTKConfig, RegionsConfig, SearchConfig
-from tenas_jax.searching.measurement import Images, initialized
+from tenas_jax.searching.measurement import Images, initialized, make_measure
 from tenas_jax.searching.problem import look_up
 from tenas_jax.spaces import DARTS, NAS_BENCH_201
 
@@ -74,6 +75,9 @@ def test_a_network_without_connections(measured):
     assert nothing["swap"] == 1
     assert nothing["grad_norm"] == nothing["snip"] == nothing["zico"] == 0
     assert np.isnan([nothing["jacov"], nothing["epe_nas"]]).all()
+    assert nothing["az_expressivity"] == nothing["az_progressivity"] == -np.inf
+    assert nothing["az_trainability"] == pytest.approx(-1e6, rel=1e-5)
+    assert nothing["meco"] == 0
 
 
 @pytest.mark.parametrize("space", [NAS_BENCH_201, DARTS], ids=lambda space: space.name)
@@ -104,6 +108,44 @@ def test_a_connected_network_has_finite_positive_scores(measured):
         assert row["kappa"] > 1
         assert row["grad_norm"] > 0
         assert row["swap"] > 1
+        assert row["jacov"] < -6
+        assert row["epe_nas"] > 0
+        assert 0 < row["az_expressivity"] < np.log(3 * 6 * 12)
+        assert -np.log(6) < row["az_progressivity"] < np.log(6)
+        assert -100 < row["az_trainability"] < 1e-5
+        assert 0 < row["meco"] < 3
+
+
+JACOBIANS_AND_FEATURES = [
+    name
+    for name, metric in METRICS.items()
+    if metric.shares in ("input_jacobian", "features") or name == "az_trainability"
+]
+
+
+def quick_rows(space, image_set, masks, **settings):
+    """The metrics of input Jacobians and features of single paths, as `tenas score` has them."""
+    config = dataclasses.replace(CONFIG, metrics=",".join(JACOBIANS_AND_FEATURES), **settings)
+    problem = look_up(config, space=space)
+    measure = make_measure(problem, single_path=True)
+    compiled = quick_jit(partial(measure, problem.metrics))
+    images = Images.of(image_set)
+    return [jax.device_get(compiled(jax.random.key(1), mask, images)) for mask in masks]
+
+
+def test_a_single_path_has_the_scores_of_the_supernet_that_keeps_it(measured, image_set):
+    """In loops over edges, of which only those that are kept are computed."""
+    masks, rows = measured
+    for row, single in zip(rows, quick_rows(NAS_BENCH_201, image_set, masks[:2]), strict=False):
+        for name, value in single.items():
+            np.testing.assert_allclose(value, row[name], rtol=2e-3, err_msg=name)
+
+
+def test_single_paths_of_darts(image_set):
+    masks = architectures.sample(DARTS, 2, np.random.default_rng(0))
+    first, second = quick_rows(DARTS, image_set, masks)
+    assert np.isfinite([*first.values(), *second.values()]).all()
+    assert all(first[name] != second[name] for name in first)
 
 
 def test_costs_are_those_of_the_discrete_networks(measured):

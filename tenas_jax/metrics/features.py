@@ -1,0 +1,300 @@
+"""Metrics of a model's features: the images after each of its cells, and their gradients."""
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import JaxprEqn, Literal, Var
+from jaxtyping import Array, Float, Key, Shaped
+
+from tenas_jax.errors import InputError
+from tenas_jax.metrics.activations import bind
+from tenas_jax.metrics.correlations import standardized, varies
+from tenas_jax.metrics.model import at_least_single
+from tenas_jax.numerics import PRECISION
+
+Features = Sequence[Shaped[Array, "..."]]
+"""Images [n, h, w, channels] after each cell; anything else is refused in one line."""
+Values = dict[Var, Array]
+
+
+def az_expressivity(features: Features) -> Float[Array, ""]:
+    """Expressivity of AZ-NAS, the sum over cells of the entropy of their features' spectrum.
+
+    With p the eigenvalues of the covariance of the channels over all pixels of all images, as parts
+    of their sum, a cell has -sum_i p_i log(p_i + 1e-8) (Lee and Ham, CVPR 2024). It is the greater,
+    the more evenly the features fill their space, and at most the logarithm of the channels.
+
+    The published code takes the features after the stem and the residual blocks between stages,
+    too; here they are whatever is given, in a search those after each cell.
+
+    Args:
+        features: the images [n, h, w, channels] after each cell.
+
+    Returns:
+        A scalar in nats; higher is better. Minus infinity where the features after a cell are
+        constant, as in the published code; NaN only where features are.
+
+    Raises:
+        InputError: there are no features, or they are no images of real numbers.
+
+    Example:
+        >>> x = jnp.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        >>> round(float(az_expressivity([x.reshape(1, 2, 2, 2)])), 3)  # log 2
+        0.693
+    """
+    entropies = _entropies(features, 1)
+    return _worst_if_constant(entropies, entropies.sum())
+
+
+def az_progressivity(features: Features) -> Float[Array, ""]:
+    """Progressivity of AZ-NAS, the least gain in expressivity from one cell to the next.
+
+    It is min_l (s_l - s_(l-1)) with s_l the expressivity of cell l alone (Lee and Ham, CVPR 2024).
+
+    Args:
+        features: the images [n, h, w, channels] after each cell; see `az_expressivity`.
+
+    Returns:
+        A scalar in nats; higher is better. Minus infinity where the features after a cell are
+        constant, as in the published code; NaN only where features are.
+
+    Raises:
+        InputError: there are fewer than two cells, or features are no images of real numbers.
+
+    Example:
+        >>> x = jnp.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        >>> images = x.reshape(1, 2, 2, 2)
+        >>> round(float(az_progressivity([images[..., :1], images])), 3)  # 0 to log 2
+        0.693
+    """
+    entropies = _entropies(features, 2)
+    return _worst_if_constant(entropies, jnp.diff(entropies).min())
+
+
+def az_trainability(
+    gradients: Sequence[tuple[Shaped[Array, "..."], Shaped[Array, "..."]]],
+) -> Float[Array, ""]:
+    """Trainability of AZ-NAS, the mean over cells of 2 - sigma - 1 / (sigma + 1e-6).
+
+    sigma is the spectral norm of an estimate of the cell's Jacobian, the mean over all pixels of
+    all images of the outer product of a random cotangent of the cell's output, of signs +-1, and
+    the gradient that it gives at the cell's input (Lee and Ham, CVPR 2024). It is best at sigma 1,
+    where gradients neither vanish nor explode. Where the output is smaller, the pixels of the input
+    that make one of the output are its channels.
+
+    Args:
+        gradients: for each cell but the first, the cotangent of its features and the gradient by
+            the features of the cell before, both [n, h, w, channels], as `feature_gradients` gives
+            them.
+
+    Returns:
+        A scalar of at most about 0; higher is better. A cell without connections has about -10^6.
+        Minus infinity where a cell is the identity, as in the published code.
+
+    Raises:
+        InputError: there are none, or sizes do not divide one another.
+
+    Example:
+        >>> signs = jnp.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        >>> cotangent = signs.reshape(1, 2, 2, 2)
+        >>> round(float(az_trainability([(cotangent, 2 * cotangent)])), 3)  # 2 - 2 - 1 / 2
+        -0.5
+        >>> float(az_trainability([(cotangent, cotangent)]))
+        -inf
+    """
+    if not gradients:
+        raise InputError("trainability is of the step from one cell to the next: give two cells")
+    return jnp.stack([_trainability(*each) for each in gradients]).mean()
+
+
+def meco(features: Features) -> Float[Array, ""]:
+    """MeCo, the sum over cells of the least eigenvalue of the correlations of their channels.
+
+    The correlations are Pearson's, over the pixels of an image (Jiang et al., NeurIPS 2023). The
+    published code takes one image of Gaussian noise, 64 x 64, and the outputs of all modules; here
+    it is the mean over the images given, and features are in a search those after each cell.
+
+    Args:
+        features: the images [n, h, w, channels] after each cell.
+
+    Returns:
+        A scalar from 0 to the number of cells; higher is better. As in the published code a channel
+        that is constant is correlated with none, not with itself either, so that its image has 0;
+        so has one with fewer pixels than channels.
+
+    Raises:
+        InputError: there are no features, or they are no images of real numbers.
+
+    Example:
+        >>> x = jnp.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        >>> float(meco([x.reshape(1, 2, 2, 2)]))
+        1.0
+    """
+    return jnp.stack([_least_eigenvalues(x).mean() for x in _images(features, 1)]).sum()
+
+
+def feature_gradients(
+    f: Callable[[], Sequence[Array]], key: Key[Array, ""]
+) -> list[tuple[Array, Array]]:
+    """Random cotangents of a model's features, and what they give at the features before.
+
+    The model is cut between one feature and the next, so that a gradient passes through what is
+    between them alone: all of them take one backward pass. It is cut in its jaxpr, no module needs
+    to be edited.
+
+    Args:
+        f: computes the features, one array after each cell, each from the one before.
+        key: of the signs.
+
+    Returns:
+        For each feature but the first, a cotangent of it, +-1 with equal probability, and the
+        gradient by the feature before, in its shape.
+
+    Raises:
+        InputError: a feature does not depend on the one before.
+
+    Example:
+        >>> def f():
+        ...     x = jnp.ones((1, 2))
+        ...     return [x, 3 * x, 12 * x * x]
+        >>> [(cotangent, gradient)] = feature_gradients(lambda: f()[:2], jax.random.key(0))
+        >>> (gradient / cotangent).tolist()
+        [[3.0, 3.0]]
+        >>> feature_gradients(f, jax.random.key(0))
+        Traceback (most recent call last):
+        ...
+        tenas_jax.errors.InputError: features 3 do not depend on features 2: hand out what the \
+next cell reads
+    """
+    program = jax.make_jaxpr(f)()
+    eqns, outputs = program.jaxpr.eqns, program.jaxpr.outvars
+    known: Values = dict(zip(program.jaxpr.constvars, program.consts, strict=True))
+    if not outputs or any(isinstance(output, Literal) for output in outputs):
+        raise InputError("the features are constants: hand out what the next cell reads")
+    known = _run(_needed(eqns, outputs[0], known), known)
+    gradients = []
+    for i, (before, after) in enumerate(pairwise(outputs), start=1):
+        varying = {before}
+        between: list[JaxprEqn] = []
+        others: list[JaxprEqn] = []
+        for eqn in _needed(eqns, after, known):
+            depends = any(atom in varying for atom in eqn.invars if isinstance(atom, Var))
+            (between if depends else others).append(eqn)
+            varying.update(eqn.outvars if depends else ())
+        if after not in varying:
+            raise InputError(
+                f"features {i + 1} do not depend on features {i}: hand out what the next cell reads"
+            )
+        known = _run(others, known)
+
+        features, pullback = jax.vjp(_between(between, before, after, known), known[before])
+        known[after] = features
+        signs = jax.random.fold_in(key, i)
+        cotangent = jax.random.rademacher(signs, features.shape, features.dtype)
+        gradients.append((cotangent, pullback(cotangent)[0]))
+    return gradients
+
+
+def _needed(eqns: Sequence[JaxprEqn], target: Var, known: Iterable[Var]) -> list[JaxprEqn]:
+    """The equations that a variable needs besides what is known, in order."""
+    wanted, needed = {target}.difference(known), []
+    for eqn in reversed(eqns):
+        if wanted.intersection(eqn.outvars):
+            needed.append(eqn)
+            inputs = {atom for atom in eqn.invars if isinstance(atom, Var)}
+            wanted |= inputs.difference(known)
+    return needed[::-1]
+
+
+def _run(eqns: Iterable[JaxprEqn], known: Values) -> Values:
+    """What is known after some equations."""
+    values = dict(known)
+    for eqn in eqns:
+        operands = [atom.val if isinstance(atom, Literal) else values[atom] for atom in eqn.invars]
+        values |= zip(eqn.outvars, bind(eqn, operands), strict=True)
+    return values
+
+
+def _between(
+    eqns: Sequence[JaxprEqn], before: Var, after: Var, known: Values
+) -> Callable[[Array], Array]:
+    """The function from one variable to another."""
+    return lambda x: _run(eqns, known | {before: x})[after]
+
+
+def _images(features: Features, fewest: int) -> list[Float[Array, "n h w channels"]]:
+    """The features in single precision at least, if they are so many images or more."""
+    if len(features) < fewest:
+        raise InputError(
+            f"number of features: {len(features)}, and this metric needs at least {fewest}"
+        )
+    for x in features:
+        if x.ndim != 4 or not x.size or not jnp.issubdtype(x.dtype, jnp.floating):
+            raise InputError(
+                f"features are {x.dtype} of shape {x.shape}: give images [n, h, w, channels] of "
+                "real numbers"
+            )
+    return [x.astype(at_least_single(x.dtype)) for x in features]
+
+
+def _entropies(features: Features, fewest: int) -> Float[Array, "cell"]:
+    """The entropy of each cell's spectrum; infinite where features are constant."""
+    return jnp.stack([_entropy(x) for x in _images(features, fewest)])
+
+
+def _entropy(x: Float[Array, "n h w channels"]) -> Float[Array, ""]:
+    pixels = x.reshape(-1, x.shape[-1])
+    largest = jnp.abs(pixels).max()  # squares of very small or large numbers are none
+    scaled = pixels / jnp.where(largest == 0, 1, largest)
+    channels = varies(pixels, 0)
+    centered = jnp.where(channels, scaled - scaled.mean(0, keepdims=True), 0)
+    covariance = jnp.matmul(centered.T, centered, precision=PRECISION)
+    finite, constant = jnp.isfinite(pixels).all(), ~channels.any()
+    usable = jnp.where(finite & ~constant, covariance, jnp.eye(len(covariance), dtype=x.dtype))
+    eigenvalues = jnp.maximum(jnp.linalg.eigvalsh(usable), 0)
+    parts = eigenvalues / eigenvalues.sum()
+    entropy = -(parts * jnp.log(parts + 1e-8)).sum()
+    return jnp.where(finite, jnp.where(constant, jnp.inf, entropy), jnp.nan)
+
+
+def _worst_if_constant(entropies: Float[Array, "cell"], value: Array) -> Float[Array, ""]:
+    value = jnp.where(jnp.isinf(entropies).any(), -jnp.inf, value)
+    return jnp.where(jnp.isnan(entropies).any(), jnp.nan, value)
+
+
+def _trainability(cotangent: Array, gradient: Array) -> Float[Array, ""]:
+    """The term of one cell."""
+    cotangent, gradient = _images([cotangent, gradient], 2)
+    identity = jnp.array(False)
+    if cotangent.shape == gradient.shape:
+        identity = (cotangent == gradient).all()
+    n, height, width, _ = cotangent.shape
+    rows_per_pixel, columns_per_pixel = (
+        gradient.shape[axis] // cotangent.shape[axis] for axis in (1, 2)
+    )
+    if gradient.shape[:3] != (n, height * rows_per_pixel, width * columns_per_pixel):
+        raise InputError(
+            f"features of shape {gradient.shape} before features of shape {cotangent.shape}: the "
+            "size must be the same or a multiple"
+        )
+    blocks = gradient.reshape(n, height, rows_per_pixel, width, columns_per_pixel, -1)
+    inputs = blocks.transpose(0, 1, 3, 2, 4, 5).reshape(n * height * width, -1)
+    outputs = cotangent.reshape(len(inputs), -1)
+    jacobian = jnp.matmul(inputs.T, outputs, precision=PRECISION) / len(inputs)
+    finite = jnp.isfinite(jacobian).all()
+    sigma = jnp.linalg.svd(jnp.where(finite, jacobian, 0), compute_uv=False)[0]
+    value = jnp.where(identity, -jnp.inf, 2 - sigma - 1 / (sigma + 1e-6))
+    return jnp.where(finite, value, jnp.nan)
+
+
+def _least_eigenvalues(x: Float[Array, "n h w channels"]) -> Float[Array, "n"]:
+    """Of the correlations of the channels of each image."""
+    n, *_, channels = x.shape
+    rows = standardized(x.transpose(0, 3, 1, 2).reshape(n, channels, -1))
+    correlations = jnp.matmul(rows, rows.transpose(0, 2, 1), precision=PRECISION)
+    finite = jnp.isfinite(correlations).all((1, 2))
+    eye = jnp.eye(channels, dtype=x.dtype)[None]
+    eigenvalues = jnp.linalg.eigvalsh(jnp.where(finite[:, None, None], correlations, eye))
+    return jnp.where(finite, jnp.maximum(eigenvalues[:, 0], 0), jnp.nan)
