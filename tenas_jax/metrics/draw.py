@@ -3,6 +3,7 @@
 from functools import cached_property, partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
@@ -12,7 +13,7 @@ from tenas_jax.metrics.features import feature_gradients
 from tenas_jax.metrics.input_jacobian import input_jacobian
 from tenas_jax.metrics.model import ApplyFn, Select, is_weight, require_weights
 from tenas_jax.metrics.ntk import empirical_ntk
-from tenas_jax.metrics.proxies import loss_gradient
+from tenas_jax.metrics.proxies import Flow, loss_gradient, positive_flow
 from tenas_jax.numerics import random_key
 
 
@@ -153,6 +154,14 @@ class Draw:
     def input_jacobian(self) -> tuple[Float[Array, "n inputs"], Float[Array, "n classes"]]:
         """The gradient of the summed outputs by each sample, and the logits it is of."""
         return input_jacobian(partial(self.logits_once, self.params), self.x)
+
+    @cached_property
+    def flow(self) -> Flow:
+        """What synflow and log-synflow are made of: at positive weights, of one image of ones."""
+        ones = jax.tree.map(lambda leaf: jnp.ones((1, *leaf.shape[1:]), leaf.dtype), self.x)
+        return positive_flow(
+            self.logits_without_normalization, self.params, ones, select=self.is_kernel
+        )
 
     @property
     def is_stacked(self) -> Select:

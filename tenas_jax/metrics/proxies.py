@@ -16,7 +16,7 @@ Two choices differ from the published implementations (Abdelfattah et al. 2021, 
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,8 @@ from tenas_jax.metrics.regions import Patterns, count_linear_regions, require_pa
 from tenas_jax.numerics import require_arrays, require_numbers
 
 
-def _never(path: tuple[Any, ...]) -> bool:
+def never(path: tuple[Any, ...]) -> bool:
+    """No leaf is several layers: the default of `stacked=`."""
     return False
 
 
@@ -138,6 +139,59 @@ def swap(patterns: Patterns) -> Int[Array, ""]:
     return count_linear_regions(require_patterns(patterns).T)
 
 
+class Flow(NamedTuple):
+    """What synflow and log-synflow are made of; see `positive_flow`."""
+
+    weights: PyTree
+    """The absolute values of the parameters."""
+    output: Float[Array, ""]
+    """R, the sum of the outputs."""
+    gradient: PyTree
+    """Of log R by the weights; zero where R is."""
+
+
+def positive_flow(apply_fn: ApplyFn, params: PyTree, x: Any, *, select: Select = is_weight) -> Flow:
+    """The sum of the outputs where all parameters are positive, and the gradient of its logarithm.
+
+    Args:
+        apply_fn: see `synflow`, like all arguments.
+        params: parameters.
+        x: the input.
+        select: which parameters take part.
+
+    Raises:
+        InputError: see `synflow`.
+
+    Example:
+        >>> params = {"kernel": jnp.array([[1.0], [-2.0]])}
+        >>> flow = positive_flow(lambda p, x: x @ p["kernel"], params, jnp.ones((1, 2)))
+        >>> float(flow.output), [round(float(g), 3) for g in flow.gradient["kernel"][:, 0]]
+        (3.0, [0.333, 0.333])
+    """
+    require_weights(params, select)
+    require_numbers(x=x)
+    inputs = len(jax.tree.leaves(x))
+    program = jax.make_jaxpr(apply_fn)(params, x)
+    if analyze(program, [False] * (len(program.in_avals) - inputs) + [True] * inputs).takes_roots():
+        raise InputError("the model takes a root of x, as normalizations do: synflow needs none")
+
+    def summed(params: PyTree) -> Float[Array, ""]:
+        outputs = apply_fn(params, x)
+        require_outputs(outputs)
+        return outputs.sum(dtype=at_least_single(outputs.dtype))
+
+    magnitudes = jax.tree.map(_magnitude, params)
+    total, pullback = jax.vjp(summed, magnitudes)
+    known = not isinstance(total, jax.core.Tracer)
+    if known and not 0 <= total < jnp.inf:
+        raise InputError(
+            f"the outputs sum to {total} where all parameters are positive, and synflow is their "
+            "logarithm: give smaller x, or a model without normalization and subtraction"
+        )
+    (gradient,) = pullback(jnp.where(total == 0, 0, 1 / total))
+    return Flow(magnitudes, total, gradient)
+
+
 def synflow(
     apply_fn: ApplyFn, params: PyTree, x: Any, *, select: Select = is_weight
 ) -> Float[Array, ""]:
@@ -171,28 +225,23 @@ def synflow(
         >>> round(float(jnp.exp(score)), 3)
         3.0
     """
-    require_weights(params, select)
-    require_numbers(x=x)
-    inputs = len(jax.tree.leaves(x))
-    program = jax.make_jaxpr(apply_fn)(params, x)
-    if analyze(program, [False] * (len(program.in_avals) - inputs) + [True] * inputs).takes_roots():
-        raise InputError("the model takes a root of x, as normalizations do: synflow needs none")
+    return flow_of_weights(positive_flow(apply_fn, params, x, select=select), select)
 
-    def summed(params: PyTree) -> Float[Array, ""]:
-        outputs = apply_fn(params, x)
-        require_outputs(outputs)
-        return outputs.sum(dtype=at_least_single(outputs.dtype))
 
-    magnitudes = jax.tree.map(_magnitude, params)
-    total, pullback = jax.vjp(summed, magnitudes)
-    known = not isinstance(total, jax.core.Tracer)
-    if known and not 0 <= total < jnp.inf:
-        raise InputError(
-            f"the outputs sum to {total} where all parameters are positive, and synflow is their "
-            "logarithm: give smaller x, or a model without normalization and subtraction"
-        )
-    (gradient,) = pullback(jnp.where(total == 0, 0, 1 / total))
-    return jnp.log(total) + jnp.log(saliency(magnitudes, gradient, select))
+def flow_of_weights(flow: Flow, select: Select = is_weight) -> Float[Array, ""]:
+    """The logarithm of the flow through all selected weights, which `synflow` is.
+
+    Args:
+        flow: see `positive_flow`.
+        select: which parameters take part.
+
+    Example:
+        >>> weights = {"kernel": jnp.array([1.0, 2.0])}
+        >>> flow = Flow(weights, jnp.array(3.0), {"kernel": jnp.array([1.0, 1.0]) / 3})
+        >>> round(float(jnp.exp(flow_of_weights(flow))), 3)
+        3.0
+    """
+    return jnp.log(flow.output) + jnp.log(saliency(flow.weights, flow.gradient, select))
 
 
 def _magnitude(leaf: Any) -> Any:
@@ -276,7 +325,7 @@ def zico(
     labels: Shaped[Array, "batch n"],
     *,
     select: Select = is_weight,
-    stacked: Select = _never,
+    stacked: Select = never,
 ) -> Float[Array, ""]:
     """ZiCo, sum over layers of log(sum over weights of mean |g| / std g) (Li et al. 2023, eq. 15).
 
@@ -408,7 +457,7 @@ def loss_gradient(params: PyTree, apply_fn: ApplyFn, x: Any, labels: Shaped[Arra
 
 
 def sum_of_norms(
-    gradient: PyTree, select: Select = is_weight, stacked: Select = _never
+    gradient: PyTree, select: Select = is_weight, stacked: Select = never
 ) -> Float[Array, ""]:
     """Sum over layers of the norm of their gradient, which `grad_norm` is.
 

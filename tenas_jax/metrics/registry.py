@@ -6,12 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array
 
 from tenas_jax.architectures.space import Masks, SearchSpace
 from tenas_jax.errors import InputError
-from tenas_jax.metrics import proxies
+from tenas_jax.metrics import proxies, saliencies
 from tenas_jax.metrics.draw import Draw
 from tenas_jax.metrics.features import az_expressivity, az_progressivity, az_trainability, meco
 from tenas_jax.metrics.flops import flops
@@ -37,8 +36,8 @@ class Metric:
         positive: whether all its values are positive, as logarithms of it need; 0 may be one where
             there is nothing to measure.
         shares: what of a draw it shares with other metrics, which are then measured by one program:
-            `kernel`, `patterns`, `gradient`, `input_jacobian`, `features`, or a word of
-            your own; empty: it has one alone.
+            `kernel`, `patterns`, `gradient`, `flow`, `input_jacobian`, `features`, or a word of your
+            own; empty: it has one alone.
         count: where a metric does not depend on a draw, a function of `(space, masks)` that returns
             an exact number for each mask; it runs on the host, instead of `measure`.
         minimum: the smallest value that it can have; a file that says less is damaged.
@@ -108,11 +107,13 @@ def _zico(draw: Draw) -> Array:
     )
 
 
-def _synflow(draw: Draw) -> Array:
-    ones = jax.tree.map(lambda leaf: jnp.ones((1, *leaf.shape[1:]), leaf.dtype), draw.x)
-    return proxies.synflow(
-        draw.logits_without_normalization, draw.params, ones, select=draw.is_kernel
-    )
+def _l2_norm(draw: Draw) -> Array:
+    params = draw.params
+    if draw.mask is not None:  # the weights of pruned operators are still there
+        params = saliencies.connected_weights(
+            params, draw.gradient, draw.is_kernel, draw.is_stacked
+        )
+    return saliencies.l2_norm(params, select=draw.is_kernel, stacked=draw.is_stacked)
 
 
 def _epe_nas(draw: Draw) -> Array:
@@ -184,7 +185,23 @@ METRICS: dict[str, Metric] = {
             positive=True,
             shares="patterns",
         ),
-        Metric("synflow", +1, _synflow, "log synflow", "Tanaka et al. 2020"),
+        Metric(
+            "synflow",
+            +1,
+            lambda draw: proxies.flow_of_weights(draw.flow, draw.is_kernel),
+            "log synflow",
+            "Tanaka et al. 2020",
+            shares="flow",
+        ),
+        Metric(
+            "log_synflow",
+            +1,
+            lambda draw: saliencies.log_flow(draw.flow, draw.is_kernel),
+            "LogSynflow",
+            "Cavagnero et al. 2023, FreeREA",
+            positive=True,
+            shares="flow",
+        ),
         Metric(
             "grad_norm",
             +1,
@@ -200,6 +217,23 @@ METRICS: dict[str, Metric] = {
             lambda draw: proxies.saliency(draw.params, draw.gradient, draw.is_kernel),
             "SNIP",
             "Lee et al. 2019; Abdelfattah et al. 2021",
+            positive=True,
+            shares="gradient",
+        ),
+        Metric(
+            "plain",
+            +1,
+            lambda draw: saliencies.signed_saliency(draw.params, draw.gradient, draw.is_kernel),
+            "plain",
+            "Mozer & Smolensky 1989; Abdelfattah et al. 2021",
+            shares="gradient",
+        ),
+        Metric(
+            "l2_norm",
+            +1,
+            _l2_norm,
+            "L2 norm",
+            "Abdelfattah et al. 2021",
             positive=True,
             shares="gradient",
         ),
@@ -309,13 +343,10 @@ def get_metric(name: str) -> Metric:
     Example:
         >>> get_metric("kappa").direction, get_metric("-kappa").direction
         (-1, 1)
-        >>> get_metric("kapa")
+        >>> get_metric("kapa")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
-        tenas_jax.errors.InputError: unknown metric 'kapa' (did you mean 'kappa'?): choose from \
-kappa, regions, ntk_trace, ntk_mean_eigenvalue, naswot, swap, synflow, grad_norm, snip, zico, \
-jacov, epe_nas, az_expressivity, az_progressivity, az_trainability, \
-meco, parameters, flops, or write module:object
+        tenas_jax.errors.InputError: unknown metric 'kapa' (did you mean 'kappa'?): choose from ...
     """
     metric = resolve(name.removeprefix("-"), METRICS, Metric, "metric")
     return -metric if name.startswith("-") else metric

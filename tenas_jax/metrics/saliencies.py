@@ -1,0 +1,182 @@
+"""Saliencies of weights, summed over a network, as pure functions of arrays.
+
+They come from pruning, where a weight is kept if its saliency is high. SNIP and synflow, which are
+such sums too, are in `tenas_jax.metrics.proxies`, whose remarks on parameters and layers hold here.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree, Shaped
+
+from tenas_jax.metrics.model import (
+    ApplyFn,
+    Select,
+    is_weight,
+    require_weights,
+    select_leaves,
+)
+from tenas_jax.metrics.proxies import Flow, loss_gradient, never, positive_flow, sum_of_norms
+
+
+def plain(
+    apply_fn: ApplyFn,
+    params: PyTree,
+    x: Any,
+    labels: Shaped[Array, "n"],
+    *,
+    select: Select = is_weight,
+) -> Float[Array, ""]:
+    """Sum of theta dL/dtheta, signs kept (Mozer & Smolensky 1989; Abdelfattah et al. 2021).
+
+    L is the mean cross-entropy. A batch normalization undoes any scale of the weights before it, so
+    that their terms cancel to nearly zero, and what is left is mostly that of the classifier.
+
+    Args:
+        apply_fn: see `grad_norm`, like all arguments.
+        params: parameters.
+        x: the batch.
+        labels: class of each sample.
+        select: which parameters take part.
+
+    Returns:
+        A scalar; higher is better in the published code. 0 where the loss depends on no weight.
+
+    Raises:
+        InputError: see `grad_norm`.
+
+    Example:
+        >>> params, x = {"kernel": jnp.array([[3.0, 1.0]])}, jnp.array([[0.0], [2.0]])
+        >>> value = plain(lambda p, x: x @ p["kernel"], params, x, jnp.array([0, 1]))
+        >>> round(float(value), 3)  # 2 (3 - 1) / (1 + exp(-4)) / 2
+        1.964
+    """
+    require_weights(params, select)
+    return signed_saliency(params, loss_gradient(params, apply_fn, x, labels), select)
+
+
+def signed_saliency(
+    params: PyTree, gradient: PyTree, select: Select = is_weight
+) -> Float[Array, ""]:
+    """Sum of theta g over parameters theta and their gradients g, which `plain` is.
+
+    Args:
+        params: parameters.
+        gradient: of the loss, a tree like `params`.
+        select: whether the parameter at a path takes part.
+
+    Raises:
+        InputError: no parameter is selected.
+
+    Example:
+        >>> float(signed_saliency({"kernel": jnp.array([2.0])}, {"kernel": jnp.array([-3.0])}))
+        -6.0
+    """
+    theta, g = (ravel_pytree(select_leaves(tree, select))[0] for tree in (params, gradient))
+    return (theta * g).sum()
+
+
+def l2_norm(
+    params: PyTree, *, select: Select = is_weight, stacked: Select = never
+) -> Float[Array, ""]:
+    """Sum over layers of the norm of their weights (Abdelfattah et al. 2021, their code).
+
+    In a supernet or single path the weights of operators that are pruned are still there: make them
+    zero first, see `connected_weights`.
+
+    Args:
+        params: parameters, a pytree of arrays; a layer is a leaf.
+        select: whether the parameter at a path takes part; by default all but biases.
+        stacked: whether the leaf at a path is several layers along its first axis.
+
+    Returns:
+        A scalar; higher is better.
+
+    Raises:
+        InputError: no parameter is selected, or one has the wrong data type.
+
+    Example:
+        >>> float(l2_norm({"first": {"kernel": jnp.array([[3.0, 4.0]])}, "second": {"w": 2.0}}))
+        7.0
+    """
+    require_weights(params, select)
+    return sum_of_norms(params, select, stacked)
+
+
+def connected_weights(
+    params: PyTree, gradient: PyTree, select: Select = is_weight, stacked: Select = never
+) -> PyTree:
+    """The weights, zero in layers without any gradient: those that do not reach the output.
+
+    Args:
+        params: parameters.
+        gradient: of the loss, a tree like `params`.
+        select: whether the parameter at a path takes part; others are returned as they are.
+        stacked: whether the leaf at a path is several layers along its first axis.
+
+    Example:
+        >>> params = {"kernel": jnp.array([3.0, 4.0]), "pruned": {"kernel": jnp.array([1.0])}}
+        >>> gradient = {"kernel": jnp.array([0.5, 0.0]), "pruned": {"kernel": jnp.array([0.0])}}
+        >>> float(l2_norm(connected_weights(params, gradient)))
+        5.0
+    """
+
+    def kept(path: tuple[Any, ...], theta: Array, g: Array) -> Array:
+        if not select(path):
+            return theta
+        weights = tuple(range(1 if stacked(path) else 0, g.ndim))
+        return jnp.where((g != 0).any(weights, keepdims=True), theta, 0)
+
+    return jax.tree_util.tree_map_with_path(kept, params, gradient)
+
+
+def log_synflow(
+    apply_fn: ApplyFn, params: PyTree, x: Any, *, select: Select = is_weight
+) -> Float[Array, ""]:
+    """LogSynflow, sum of |theta| log(1 + dR/dtheta) at |theta| (Cavagnero et al. 2023, FreeREA).
+
+    R is the sum of the outputs. As in the published code there is no normalization and the input is
+    ones; where that works in double precision, here the logarithm of the derivative is the sum of
+    those of R and of the gradient of log R, so that only R has to be finite.
+
+    Args:
+        apply_fn: see `synflow`, like all arguments.
+        params: parameters; all take their absolute values.
+        x: the input, one image of ones.
+        select: which parameters take part.
+
+    Returns:
+        A scalar; higher is better. 0 where the outputs are zero or depend on no selected parameter.
+
+    Raises:
+        InputError: see `synflow`. Inside `jit` and `vmap` the result is NaN if R overflows or is
+            negative.
+
+    Example:
+        >>> params = {"kernel": jnp.array([[1.0], [-2.0]])}
+        >>> value = log_synflow(lambda p, x: x @ p["kernel"], params, jnp.ones((1, 2)))
+        >>> round(float(value), 3)  # 3 log 2
+        2.079
+    """
+    return log_flow(positive_flow(apply_fn, params, x, select=select), select)
+
+
+def log_flow(flow: Flow, select: Select = is_weight) -> Float[Array, ""]:
+    """Sum of theta log(1 + dR/dtheta), which `log_synflow` is.
+
+    Args:
+        flow: see `positive_flow`.
+        select: which parameters take part.
+
+    Example:
+        >>> weights = {"kernel": jnp.array([1.0, 2.0])}
+        >>> flow = Flow(weights, jnp.array(3.0), {"kernel": jnp.array([1.0, 1.0]) / 3})
+        >>> round(float(log_flow(flow)), 3)
+        2.079
+    """
+    theta, g = (
+        ravel_pytree(select_leaves(tree, select))[0] for tree in (flow.weights, flow.gradient)
+    )
+    return (theta * jnp.logaddexp(0, jnp.log(flow.output) + jnp.log(g))).sum()
