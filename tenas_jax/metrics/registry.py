@@ -36,8 +36,8 @@ class Metric:
         positive: whether all its values are positive, as logarithms of it need; 0 may be one where
             there is nothing to measure.
         shares: what of a draw it shares with other metrics, which are then measured by one program:
-            `kernel`, `patterns`, `gradient`, `flow`, `input_jacobian`, `features`, or a word of your
-            own; empty: it has one alone.
+            `kernel`, `patterns`, `gradient`, `flow`, `input_jacobian`, `features`, or a word of
+            your own; empty: it has one alone.
         count: where a metric does not depend on a draw, a function of `(space, masks)` that returns
             an exact number for each mask; it runs on the host, instead of `measure`.
         minimum: the smallest value that it can have; a file that says less is damaged.
