@@ -1,4 +1,4 @@
-"""One configuration per published experiment: its number, its command and its cost."""
+"""One configuration per published experiment, and our best: its numbers, command and cost."""
 
 import inspect
 from types import ModuleType
@@ -9,6 +9,7 @@ from tenas_jax.configs import (
     darts_imagenet,
     darts_imagenet_paper,
     nas_bench_201,
+    nas_bench_201_best,
     nas_bench_201_paper,
 )
 from tenas_jax.resolve import resolve
@@ -18,6 +19,7 @@ DEFAULT_PRESET = "nas-bench-201"
 CUSTOM = "custom"  # what settings are called that start from no preset
 PRESETS: dict[str, ModuleType] = {
     "nas-bench-201": nas_bench_201,
+    "nas-bench-201-best": nas_bench_201_best,
     "nas-bench-201-paper": nas_bench_201_paper,
     "darts-cifar10": darts_cifar10,
     "darts-cifar10-paper": darts_cifar10_paper,
@@ -45,8 +47,8 @@ def get_preset(name: str) -> SearchConfig:
         Traceback (most recent call last):
         ...
         tenas_jax.errors.InputError: unknown preset 'resnet': choose from nas-bench-201, \
-nas-bench-201-paper, darts-cifar10, darts-cifar10-paper, darts-imagenet, darts-imagenet-paper, or \
-write module:object
+nas-bench-201-best, nas-bench-201-paper, darts-cifar10, darts-cifar10-paper, darts-imagenet, \
+darts-imagenet-paper, or write module:object
     """
     known: dict[str, SearchConfig] = {each: PRESETS[each].CONFIG for each in PRESETS}
     return resolve(name, known, SearchConfig, "preset")
