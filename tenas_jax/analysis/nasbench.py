@@ -13,7 +13,7 @@ import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -161,6 +161,7 @@ def describe(table: AccuracyTable, genotype: str) -> str:
     )
 
 
+@lru_cache(maxsize=1 << 16)  # tables and scores have the same ones
 def canonical(genotype: str) -> str:
     """The one spelling of an architecture, by which tables and scores are matched.
 

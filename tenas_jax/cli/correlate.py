@@ -1,6 +1,6 @@
 """`tenas correlate`: how well metrics order architectures by their accuracy."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,21 +10,34 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from tenas_jax.analysis.terms import Term, parse_sums, parse_terms
 from tenas_jax.cli.signals import run_interruptibly
 from tenas_jax.cli.terminal import parse
 from tenas_jax.errors import InputError, first_line
-from tenas_jax.metrics.registry import METRICS, get_metric
+from tenas_jax.metrics.registry import METRICS
 from tenas_jax.searching.progress import progress_bar, say
 
 if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Bool, Int
-    from matplotlib.figure import Figure
 
-    from tenas_jax.analysis.correlation import Estimate, Score, Values
+    from tenas_jax.analysis.correlation import Estimate, Score
     from tenas_jax.analysis.nasbench import AccuracyTable, Architectures
+    from tenas_jax.analysis.statistics import Values
 
-HEADINGS = {"kendall_tau": "Kendall tau", "spearman": "Spearman", "ndcg": "nDCG"}
+# Statistics of all architectures and those of the first, with the decimal places of the value and
+# of the ends of its interval.
+ORDER = {
+    "kendall_tau": ("Kendall tau", 3, 2),
+    "spearman": ("Spearman", 3, 2),
+    "ndcg": ("nDCG", 3, 2),
+}
+CHOICE = {
+    "first": ("first, %", 2, 1),
+    "first_10": ("mean of\nfirst 10, %", 2, 1),
+    "precision_1_percent": ("precision\nin best 1 %", 2, 2),
+    "precision_5_percent": ("precision\nin best 5 %", 2, 2),
+}
 ALL, ALIVE = "all", "without_dead_operators"
 
 
@@ -32,9 +45,10 @@ ALL, ALIVE = "all", "without_dead_operators"
 class CorrelateOptions:
     """What `tenas correlate` is told."""
 
-    scores: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCORES")]
+    scores: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SCORES ...")]
     """CSV file with a column of architectures (genotypes, NASLib's six numbers, or indices that the
-    table has) and a column for each metric; inf and nan are the worst."""
+    table has) and a column for each metric; inf and nan are the worst. Several files are of other
+    seeds of the same architectures: mean and deviation over them take the place of intervals."""
     accuracy_table: Path
     """CSV file with the column arch and accuracies, as tenas nasbench makes; without the columns
     params_m and flops_m these are computed, with the column index SCORES may have indices."""
@@ -47,11 +61,14 @@ class CorrelateOptions:
     arch_column: str = "arch"
     """Column of the architectures in the accuracy table."""
     metrics: str = ""
-    """Metrics to take, such as kappa,regions; without it every column is taken."""
+    """Columns to take, such as kappa,-snip,mine:lower: metrics, or other columns with what is
+    better; a minus turns it (where it comes first, --metrics=-snip). Without it every column is
+    taken."""
     sums: str = ""
-    """Rank sums of metrics to add, such as kappa+regions,kappa+naswot."""
+    """Rank sums of columns to add, such as kappa+regions,regions+-snip,kappa+mine:higher."""
     resamples: int = 1000
-    """How often architectures are drawn anew for the 95 % intervals."""
+    """How often architectures are drawn anew for the 95 % intervals, with repetition or, where only
+    the first count, half of them without it."""
     seed: int = 0
     """Of the drawing."""
     plots: Path | None = None
@@ -60,39 +77,32 @@ class CorrelateOptions:
     """JSON file for the numbers."""
 
     def __post_init__(self) -> None:
-        for name in self.metric_names + self.sum_members:
-            get_metric(name)
-        for names in self.sum_names:
-            if len(set(names)) < max(len(names), 2):
-                raise InputError(
-                    f"the rank sum {'+'.join(names)} has no two different metrics: "
-                    "write such as kappa+regions"
-                )
+        if not self.scores:
+            raise InputError("no scores: give the CSV file of tenas score")
+        for path in self.scores:
+            if self.scores.count(path) > 1:
+                raise InputError(f"{path} is given twice: give every seed its own file")
+        parse_terms(self.metrics)
+        parse_sums(self.sums)
 
     @property
-    def metric_names(self) -> list[str]:
-        """Metrics asked for."""
-        return self.metrics.replace(" ", "").split(",") if self.metrics else []
+    def terms(self) -> list[Term]:
+        """Columns asked for."""
+        return parse_terms(self.metrics)
 
     @property
-    def sum_names(self) -> list[list[str]]:
-        """For each rank sum its metrics."""
-        sums = self.sums.replace(" ", "").split(",") if self.sums else []
-        return [names.split("+") for names in sums]
-
-    @property
-    def sum_members(self) -> list[str]:
-        """The metrics of all rank sums."""
-        return [name for names in self.sum_names for name in names]
+    def sum_terms(self) -> list[list[Term]]:
+        """For each rank sum its columns."""
+        return parse_sums(self.sums)
 
 
 class Pool(NamedTuple):
-    """Architectures that are compared with each other, and what came out."""
+    """Architectures that are compared with each other, and what came out for each file."""
 
     caption: str
     accuracy: "Values"
-    scores: Mapping[str, "Score"]
-    estimates: Mapping[str, Mapping[str, "Estimate"]]
+    scores: Sequence[Mapping[str, "Score"]]
+    estimates: Sequence[Mapping[str, Mapping[str, "Estimate"]]]
 
 
 def run(argv: Sequence[str]) -> int:
@@ -123,8 +133,9 @@ def _correlate(options: CorrelateOptions) -> None:
     # Bad flags and --help need not wait for what these import.
     import numpy as np
 
-    from tenas_jax.analysis.correlation import STATISTICS, correlate
+    from tenas_jax.analysis.correlation import correlate
     from tenas_jax.analysis.nasbench import load_table
+    from tenas_jax.analysis.statistics import STATISTICS
     from tenas_jax.architectures.cell_space import has_dead_operators
     from tenas_jax.host.files import file_errors, json_values, write_json
     from tenas_jax.spaces import NAS_BENCH_201
@@ -132,7 +143,8 @@ def _correlate(options: CorrelateOptions) -> None:
     table = load_table(
         options.accuracy_table, options.column, key=options.arch_column, unit=options.unit
     )
-    scored = _read_scores(options, table)
+    scored = _read_scores(options, options.scores[0], table)
+    others = [_like(scored, options, path, table) for path in options.scores[1:]]
     rows = _join(scored, table, options)
     masks = [NAS_BENCH_201.from_string(genotype) for genotype in scored.genotypes]
     alive = np.array([not has_dead_operators(NAS_BENCH_201, mask) for mask in masks])
@@ -144,20 +156,35 @@ def _correlate(options: CorrelateOptions) -> None:
             if name == ALIVE and alive.sum() < 2:
                 say(console, "fewer than two architectures have no dead operators")
                 continue
-            scores = _scores(options, scored.columns, table, rows, chosen)
-            task = bar.add_task("resampling", total=len(scores) * len(STATISTICS))
+            scores = [
+                _scores(options, columns, table, rows, chosen)
+                for columns in (scored.columns, *others)
+            ]
+            steps = len(scores) * len(scores[0]) * len(STATISTICS)
+            task = bar.add_task("resampling", total=steps)
             accuracy = table.accuracies[rows][chosen]
-            estimates = correlate(
-                scores,
-                accuracy,
-                resamples=options.resamples,
-                seed=options.seed,
-                progress=partial(bar.advance, task),
-            )
+            estimates = [
+                correlate(
+                    each,
+                    accuracy,
+                    resamples=None if others else options.resamples,
+                    seed=options.seed,
+                    progress=partial(bar.advance, task),
+                )
+                for each in scores
+            ]
             pools[name] = Pool(f"{len(accuracy)} {captions[name]}", accuracy, scores, estimates)
     for pool in pools.values():
-        console.print(_table(pool))
-    say(console, f"{options.column}; intervals: 95 % of {options.resamples} resamples")
+        console.print(_order_table(pool))
+        console.print(_choice_table(pool))
+    if others:
+        say(console, f"{options.column}; mean and deviation over {len(options.scores)} files")
+    else:
+        say(
+            console,
+            f"{options.column}; intervals: 95 % of {options.resamples} resamples, those of the "
+            "first of random halves",
+        )
     if options.output is not None:
         write_json(options.output, json_values(_as_json(options, pools)))
         say(console, f"numbers are in {options.output}")
@@ -168,23 +195,53 @@ def _correlate(options: CorrelateOptions) -> None:
         say(console, f"plots are in {options.plots}")
 
 
-def _read_scores(options: CorrelateOptions, table: "AccuracyTable") -> "Architectures":
+def _read_scores(options: CorrelateOptions, path: Path, table: "AccuracyTable") -> "Architectures":
     from tenas_jax.analysis.nasbench import read_architectures
 
-    _require_undamaged(options.scores)
-    chosen = options.metric_names and dict.fromkeys(options.metric_names + options.sum_members)
+    _require_undamaged(path)
+    members = [term for terms in options.sum_terms for term in terms]
+    wanted = options.terms + members if options.terms else []
+    chosen = list(dict.fromkeys(term.column for term in wanted))
     key = options.genotype_column
-    scored = read_architectures(options.scores, key, list(chosen), named=table.named)
-    for name in scored.columns:
-        if name not in METRICS:
+    scored = read_architectures(path, key, chosen, named=table.named)
+    known = METRICS.keys() | {term.column for term in members}
+    for name in scored.columns if not chosen else ():
+        if name not in known:
             raise InputError(
-                f"{options.scores} has the column {name!r}, which is no metric "
-                f"({', '.join(METRICS)}): say with --metrics which columns to take"
+                f"{path} has the column {name!r}, which is no metric ({', '.join(METRICS)}): say "
+                f"with --metrics which columns to take, and which way they are better, as in "
+                f"{name}:higher"
             )
-    for name in options.sum_members:
-        if name not in scored.columns:
-            raise InputError(f"{options.scores} has no column {name!r}: leave it out of --sums")
+    for term in members:
+        if term.column not in scored.columns:
+            raise InputError(f"{path} has no column {term.column!r}: leave it out of --sums")
     return scored
+
+
+def _like(
+    first: "Architectures", options: CorrelateOptions, path: Path, table: "AccuracyTable"
+) -> Mapping[str, "Values"]:
+    """The columns of a file of another seed, its rows in the order of the first file."""
+    scored = _read_scores(options, path, table)
+    for one, other, where in (
+        (first.genotypes, scored.genotypes, path),
+        (scored.genotypes, first.genotypes, options.scores[0]),
+    ):
+        missing = sorted(set(one) - set(other))
+        if missing:
+            raise InputError(
+                f"{where} lacks {len(missing)} architectures of the other files (first: "
+                f"{missing[0]}): give scores of the same architectures"
+            )
+    if first.columns.keys() != scored.columns.keys():
+        names = ", ".join(sorted(first.columns.keys() ^ scored.columns.keys()))
+        raise InputError(
+            f"{options.scores[0]} and {path} have different columns ({names}): say with --metrics "
+            "which to take"
+        )
+    places = {genotype: row for row, genotype in enumerate(scored.genotypes)}
+    order = [places[genotype] for genotype in first.genotypes]
+    return {name: values[order] for name, values in scored.columns.items()}
 
 
 def _require_undamaged(scores: Path) -> None:
@@ -212,8 +269,8 @@ def _join(
     missing = [f"line {line}, {genotype}" for line, genotype in pairs if genotype not in table]
     if missing:
         raise InputError(
-            f"{len(missing)} of the {len(scored.genotypes)} architectures of {options.scores} are "
-            f"not in {options.accuracy_table} (first: {missing[0]}): leave them out or use a "
+            f"{len(missing)} of the {len(scored.genotypes)} architectures of {options.scores[0]} "
+            f"are not in {options.accuracy_table} (first: {missing[0]}): leave them out or use a "
             "table that has them"
         )
     return np.array([table.row(genotype) for genotype in scored.genotypes])
@@ -229,56 +286,104 @@ def _scores(
     """Metrics, rank sums, and what the table itself says, of the chosen architectures."""
     from tenas_jax.analysis.correlation import Score, quality, rank_sum
 
+    members = [term for terms in options.sum_terms for term in terms]
+    terms = options.terms or [
+        Term(name, name, METRICS[name].label, METRICS[name].direction)
+        if name in METRICS
+        else next(term for term in members if term.column == name)
+        for name in columns
+    ]
     scores = {
-        name: Score(METRICS[name].label, METRICS[name].direction, values[chosen])
-        for name, values in columns.items()
+        term.name: Score(term.label, term.direction, columns[term.column][chosen]) for term in terms
     }
     sums = {
-        "+".join(names): Score(
-            f"rank sum of {' and '.join(names)}",
+        "+".join(term.name for term in terms): Score(
+            f"rank sum of {' and '.join(term.name for term in terms)}",
             +1,
-            rank_sum([quality(scores[name].values, scores[name].direction) for name in names]),
+            rank_sum([quality(columns[term.column][chosen], term.direction) for term in terms]),
         )
-        for names in options.sum_names
+        for terms in options.sum_terms
     }
     costs = {
         "params_m": Score("parameters, millions", +1, table.parameters[rows][chosen]),
         "flops_m": Score("FLOPs, millions", +1, table.flops[rows][chosen]),
     }
-    shown = options.metric_names or list(columns)
-    return {name: scores[name] for name in shown} | sums | costs
+    return scores | sums | costs
 
 
-def _table(pool: Pool) -> Table:
-    table = Table(title=pool.caption, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    table.add_column("score", no_wrap=True)
+def _order_table(pool: Pool) -> Table:
+    """How well scores order all architectures."""
+    table = _empty_table(pool.caption)
     table.add_column("better")
-    for heading in ("not\nfinite", *HEADINGS.values()):
-        table.add_column(heading, justify="right")
-    for name, score in pool.scores.items():
-        estimates = pool.estimates[name]
-        table.add_row(
-            name,
-            "higher" if score.direction > 0 else "lower",
-            str(_nonfinite(score)),
-            *(_text(estimates[key]) for key in HEADINGS),
-        )
+    table.add_column("not\nfinite", justify="right")
+    return _filled(
+        table,
+        pool,
+        ORDER,
+        lambda name: (_better(pool.scores[0][name]), f"{_nonfinite(pool, name):g}"),
+    )
+
+
+def _choice_table(pool: Pool) -> Table:
+    """What is found by taking the first."""
+    return _filled(_empty_table(f"{pool.caption}: those ranked first"), pool, CHOICE)
+
+
+def _empty_table(title: str) -> Table:
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table.add_column("score", no_wrap=True)
     return table
 
 
-def _text(estimate: "Estimate") -> str:
-    return f"{estimate.value:.3f} {estimate.low:.2f}..{estimate.high:.2f}"
+def _filled(
+    table: Table,
+    pool: Pool,
+    statistics: Mapping[str, tuple[str, int, int]],
+    more: Callable[[str], tuple[str, ...]] = lambda name: (),
+) -> Table:
+    for heading, *_ in statistics.values():
+        table.add_column(heading, justify="right")
+    for name in pool.scores[0]:
+        cells = (
+            _text([each[name][key] for each in pool.estimates], places, ends)
+            for key, (_, places, ends) in statistics.items()
+        )
+        table.add_row(name, *more(name), *cells)
+    return table
 
 
-def _nonfinite(score: "Score") -> int:
+def _text(estimates: Sequence["Estimate"], places: int, ends: int) -> str:
+    if len(estimates) > 1:
+        mean, deviation = _over_files(estimates)
+        return f"{mean:.{places}f}±{deviation:.{places}f}"
+    value, low, high = estimates[0]
+    return f"{value:.{places}f} {low:.{ends}f}..{high:.{ends}f}"
+
+
+def _over_files(estimates: Sequence["Estimate"]) -> tuple[float, float]:
+    """Mean and deviation of a statistic over files."""
     import numpy as np
 
-    return int(np.sum(~np.isfinite(score.values)))
+    values = [estimate.value for estimate in estimates]
+    return float(np.mean(values)), float(np.std(values, ddof=1))
+
+
+def _better(score: "Score") -> str:
+    return "higher" if score.direction > 0 else "lower"
+
+
+def _nonfinite(pool: Pool, name: str) -> int | float:
+    """How many values are not finite; of several files the mean."""
+    import numpy as np
+
+    counts = [int(np.sum(~np.isfinite(scores[name].values))) for scores in pool.scores]
+    return counts[0] if len(counts) == 1 else float(np.mean(counts))
 
 
 def _as_json(options: CorrelateOptions, pools: Mapping[str, Pool]) -> dict[str, Any]:
+    files = [str(path) for path in options.scores]
     return {
-        "scores": str(options.scores),
+        "scores": files[0] if len(files) == 1 else files,
         "accuracy_table": str(options.accuracy_table),
         "column": options.column,
         "unit": options.unit,
@@ -290,10 +395,13 @@ def _as_json(options: CorrelateOptions, pools: Mapping[str, Pool]) -> dict[str, 
                 "scores": {
                     each: {
                         "direction": score.direction,
-                        "nonfinite": _nonfinite(score),
-                        **{key: value._asdict() for key, value in pool.estimates[each].items()},
+                        "nonfinite": _nonfinite(pool, each),
+                        **{
+                            key: _number([estimates[each][key] for estimates in pool.estimates])
+                            for key in {**ORDER, **CHOICE}
+                        },
                     }
-                    for each, score in pool.scores.items()
+                    for each, score in pool.scores[0].items()
                 },
             }
             for name, pool in pools.items()
@@ -301,25 +409,42 @@ def _as_json(options: CorrelateOptions, pools: Mapping[str, Pool]) -> dict[str, 
     }
 
 
+def _number(estimates: Sequence["Estimate"]) -> dict[str, Any]:
+    """A statistic with its interval; of several files the mean, the deviation and each value."""
+    if len(estimates) == 1:
+        return estimates[0]._asdict()
+    mean, deviation = _over_files(estimates)
+    return {
+        "value": mean,
+        "deviation": deviation,
+        "values": [estimate.value for estimate in estimates],
+    }
+
+
 def _write_plots(
     pools: Mapping[str, Pool], alive: "Bool[np.ndarray, ' architecture']", options: CorrelateOptions
 ) -> None:
+    """A plot of each score, of several files the first."""
+    from tenas_jax.analysis.scatter import scatter
     from tenas_jax.host.files import whole_file
 
     assert options.plots is not None
-    for name, score in pools[ALL].scores.items():
+    single = {"params_m", "flops_m"} | {
+        "+".join(term.name for term in terms) for terms in options.sum_terms
+    }
+    for name, score in pools[ALL].scores[0].items():
         taus = [
-            f"{pool.estimates[name]['kendall_tau'].value:.3f} ({pool.caption})"
+            f"{pool.estimates[0][name]['kendall_tau'].value:.3f} ({pool.caption})"
             for pool in pools.values()
         ]
-        title = "Kendall tau " + ", ".join(taus)
-        figure = _scatter(
+        title = "Kendall tau " + ",\n".join(taus)
+        figure = scatter(
             score,
             pools[ALL].accuracy,
             alive,
             title=title,
             column=options.column,
-            log=name in METRICS and _spans_decades(score.values),
+            log=name not in single and _spans_decades(score.values),
         )
         with whole_file(options.plots / f"{name}.png") as unfinished:
             figure.savefig(unfinished, format="png", dpi=150)
@@ -330,41 +455,3 @@ def _spans_decades(values: "Values") -> bool:
 
     finite = values[np.isfinite(values)]
     return finite.size > 0 and bool(0 < 10 * finite.min() <= finite.max())
-
-
-def _scatter(
-    score: "Score",
-    accuracy: "Values",
-    alive: "Bool[np.ndarray, ' architecture']",
-    *,
-    title: str,
-    column: str,
-    log: bool,
-) -> "Figure":
-    """A score against accuracy (arXiv 2102.11535, Figures 1, 3 and 9)."""
-    import numpy as np
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 5), layout="constrained")
-    axes = figure.subplots()
-    axes.set_title(title, fontsize=10)
-    better = "higher" if score.direction > 0 else "lower"
-    axes.set(xlabel=f"{score.label} ({better} is better)", ylabel=f"{column}, %")
-    axes.grid(alpha=0.3)
-    finite = np.isfinite(score.values)
-    if log:
-        axes.set_xscale("log")
-    pools = {"no dead operators": (alive, "C0", 2), "dead operators": (~alive, "0.6", 1)}
-    for label, (chosen, color, order) in pools.items():
-        points = score.values[finite & chosen], accuracy[finite & chosen]
-        dots = axes.scatter(*points, s=14, linewidths=0, alpha=0.6, label=label)
-        dots.set(color=color, zorder=order)
-    if not finite.all():
-        # At the edge of the worst values, in fractions of the width of the axes.
-        edge = np.full(np.sum(~finite), 0.0 if score.direction > 0 else 1.0)
-        label = f"not finite: {len(edge)}"
-        along = axes.get_yaxis_transform()
-        points = edge, accuracy[~finite]
-        axes.plot(*points, "^", color="C3", alpha=0.6, label=label, transform=along, clip_on=False)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    return figure

@@ -4,30 +4,31 @@ import itertools
 import json
 import math
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from genotypes import bench_text
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.image import imread
 from scipy import stats
 
-from tenas_jax.analysis.correlation import (
+from tenas_jax.analysis import correlation
+from tenas_jax.analysis.correlation import Resamples, Score, correlate, quality, rank_sum
+from tenas_jax.analysis.nasbench import load_table
+from tenas_jax.analysis.scatter import scatter, stretch, ticks
+from tenas_jax.analysis.statistics import (
     NDCG_TOP,
     STATISTICS,
-    Score,
-    bootstrap,
-    correlate,
     kendall_tau,
+    means_of_first,
     ndcg,
-    quality,
-    rank_sum,
+    precisions,
     spearman,
 )
-from tenas_jax.analysis.nasbench import load_table
 from tenas_jax.architectures.cell_space import has_dead_operators
 from tenas_jax.architectures.genotype import from_string
 from tenas_jax.cli import correlate as command
@@ -139,11 +140,91 @@ def test_rank_sums_share_ranks_and_ignore_scales():
     )
 
 
+def first_by_permutations(count):
+    """The mean over all orders that the scores allow of the mean accuracy of the first."""
+
+    def mean(score, accuracy):
+        orders = allowed_orders(score)
+        return np.mean([accuracy[list(order[:count])].mean() for order in orders])
+
+    return mean
+
+
+def precision_by_permutations(share):
+    def precision(score, accuracy):
+        count = math.ceil(share * len(score))
+        first, best = ([set(o[:count]) for o in allowed_orders(v)] for v in (score, accuracy))
+        return np.mean([len(a & b) for a in first for b in best]) / count
+
+    return precision
+
+
+def allowed_orders(score):
+    orders = itertools.permutations(range(len(score)))
+    return [o for o in orders if all(score[a] >= score[b] for a, b in itertools.pairwise(o))]
+
+
+CHOICES = [
+    (means_of_first(1), first_by_permutations(1)),
+    (means_of_first(3), first_by_permutations(3)),
+    (means_of_first(10), first_by_permutations(10)),
+    (precisions(0.01), precision_by_permutations(0.01)),
+    (precisions(0.5), precision_by_permutations(0.5)),
+]
+
+
+@pytest.mark.parametrize(("resampled", "oracle"), CHOICES)
+@given(FEW)
+@settings(max_examples=25)
+def test_what_comes_first_averages_over_the_orders_of_ties(resampled, oracle, few):
+    score, accuracy = few[:, :5]
+    score = np.where(score == 0, -np.inf, score)
+    one = np.ones((1, len(score)))
+    np.testing.assert_allclose(resampled(score, accuracy, one), oracle(score, accuracy))
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+@pytest.mark.parametrize("ties", [False, True])
+def test_resamples_are_as_if_architectures_were_repeated(name, ties):
+    """Those that are missing, too; among them those of the best score."""
+    rng = np.random.default_rng(3)
+    score, accuracy = rng.normal(size=(2, 130)) + 90
+    if ties:
+        score, accuracy = score.round(), accuracy.round()
+    score[rng.random(130) < 0.1] = -np.inf
+    drawn = Resamples(130, 20, seed=4)
+    for weights in (drawn.repeated, drawn.halves):
+        rows = [np.repeat(np.arange(130), each) for each in weights]
+        expected = [STATISTICS[name](score[row], accuracy[row]) for row in rows]
+        values = STATISTICS[name].resampled(score, accuracy, weights)
+        np.testing.assert_allclose(values, expected, rtol=1e-12)
+    assert set(drawn.halves.sum(1)) == {65} and set(drawn.halves.ravel()) == {0, 1}
+    assert set(drawn.repeated.sum(1)) == {130}
+
+
+def test_precision_and_first_places_of_a_thousand():
+    """By sorting, without ties."""
+    rng = np.random.default_rng(0)
+    score, accuracy = rng.normal(size=(2, 1000)) + 90
+    score += accuracy
+    order, best = np.argsort(-score), np.argsort(-accuracy)
+    expected = {
+        "first": accuracy[order[0]],
+        "first_10": accuracy[order[:10]].mean(),
+        "precision_1_percent": len({*order[:10]} & {*best[:10]}) / 10,
+        "precision_5_percent": len({*order[:50]} & {*best[:50]}) / 50,
+    }
+    assert 0 < expected["precision_1_percent"] < expected["precision_5_percent"] < 1
+    for name, value in expected.items():
+        assert math.isclose(STATISTICS[name](score, accuracy), value)
+
+
 def test_bootstrap_agrees_with_scipy():
     rng = np.random.default_rng(1)
     score = rng.normal(size=80)
     accuracy = 80 + score + rng.normal(size=80)
-    ours = bootstrap(spearman, score, accuracy, resamples=1000, seed=0)
+    drawn = Resamples(80, 1000, seed=0)
+    ours = drawn.estimate(spearman, score, accuracy)
     theirs = stats.bootstrap(
         (score, accuracy),
         lambda x, y: stats.spearmanr(x, y).statistic,
@@ -155,22 +236,80 @@ def test_bootstrap_agrees_with_scipy():
     ).confidence_interval
     assert ours.value == spearman(score, accuracy)
     np.testing.assert_allclose((ours.low, ours.high), theirs, atol=0.04)
-    narrower = bootstrap(spearman, score, accuracy, resamples=1000, seed=0, level=0.5)
+    narrower = drawn.estimate(spearman, score, accuracy, level=0.5)
     assert ours.low < narrower.low < ours.value < narrower.high < ours.high
 
 
-def test_bootstrap_depends_on_the_seed_alone():
+def test_intervals_depend_on_the_seed_alone():
     score, accuracy = np.random.default_rng(0).uniform(10, 90, (2, 30))
-    first, again, other = (
-        bootstrap(kendall_tau, score, accuracy, resamples=50, seed=seed) for seed in (0, 0, 1)
+    for statistic in (kendall_tau, STATISTICS["first_10"]):
+        first, again, other = (
+            Resamples(30, 50, seed).estimate(statistic, score, accuracy) for seed in (0, 0, 1)
+        )
+        assert first == again and first.low != other.low and first.value == other.value
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_influences_are_derivatives(ties):
+    """Of tau and rho with weighted pairs, by finite differences."""
+    score, accuracy = np.random.default_rng(0).normal(size=(2, 40)) * 3
+    accuracy += score
+    if ties:
+        score, accuracy = score.round(), accuracy.round()
+        score[:5] = -np.inf
+
+    def tau(weights):
+        x, y = (np.sign(v[:, None] - v) for v in (score.clip(-99), accuracy))
+        pairs = np.outer(weights, weights)
+        return (pairs * x * y).sum() / math.sqrt((pairs * x**2).sum() * (pairs * y**2).sum())
+
+    def rho(weights):
+        less = [(v[:, None] < v) + (v[:, None] == v) / 2 for v in (score, accuracy)]
+        x, y = (weights @ each for each in less)
+        x, y = (v - weights @ v / weights.sum() for v in (x, y))
+        return weights @ (x * y) / math.sqrt((weights @ x**2) * (weights @ y**2))
+
+    for statistic, naive in ((kendall_tau, tau), (spearman, rho)):
+        influence = statistic.influence(score, accuracy)
+        assert math.isclose(naive(np.ones(40)), statistic(score, accuracy))
+        for i in (0, 7, 39):
+            step = 1e-5 * (np.arange(40) == i)
+            slope = (naive(1 + step) - naive(1 - step)) / 2e-5
+            assert math.isclose(influence[i], 40 * slope, abs_tol=1e-7)
+
+
+@pytest.mark.parametrize("statistic", [kendall_tau, spearman])
+def test_intervals_of_many_are_about_those_of_resamples(statistic, monkeypatch):
+    rng = np.random.default_rng(1)
+    score = rng.normal(size=400)
+    accuracy = (80 + score + rng.normal(size=400)).round(1)
+    drawn = Resamples(400, 1000, seed=0)
+    resampled = drawn.estimate(statistic, score, accuracy)
+    monkeypatch.setattr(correlation, "RESAMPLED", 300)
+    normal = drawn.estimate(statistic, score, accuracy)
+    assert normal != resampled and normal.value == resampled.value
+    np.testing.assert_allclose(normal[1:], resampled[1:], atol=0.01)
+    constant = drawn.estimate(statistic, np.ones(400), accuracy)
+    assert all(map(math.isnan, constant))
+
+
+def test_first_places_of_halves():
+    """The first place of a half is the best in one half of the cases, then the second, ..."""
+    score = np.arange(40.0)
+    accuracy = 50 + score
+    values = STATISTICS["first"].resampled(score, accuracy, Resamples(40, 4000, seed=0).halves)
+    shares = [(values == 50 + 39 - place).mean() for place in range(3)]
+    assert shares == pytest.approx(
+        [20 / 40, 20 / 40 * 20 / 39, 20 / 40 * 19 / 39 * 20 / 38], abs=0.02
     )
-    assert first == again and first.low != other.low and first.value == other.value
+    estimate = Resamples(40, 4000, seed=0).estimate(STATISTICS["first"], score, accuracy)
+    assert estimate.high == estimate.value == 89 and 84 <= estimate.low <= 86
 
 
 def test_intervals_of_a_statistic_that_may_be_undefined_are_nan():
     # Three architectures of which two tie: some resample is constant.
-    estimate = bootstrap(
-        kendall_tau, np.array([1.0, 1, 2]), np.array([1.0, 2, 3]), resamples=99, seed=0
+    estimate = Resamples(3, 99, seed=0).estimate(
+        kendall_tau, np.array([1.0, 1, 2]), np.array([1.0, 2, 3])
     )
     assert math.isfinite(estimate.value) and math.isnan(estimate.low) and math.isnan(estimate.high)
 
@@ -344,7 +483,7 @@ def test_plots_are_written(files):
 def test_plots_show_every_architecture(values, direction, log):
     values, accuracy = np.array(values), np.array([90.0, 80.0, 10.0])
     assert command._spans_decades(values) == log
-    figure = command._scatter(
+    figure = scatter(
         Score("a label", direction, values),
         accuracy,
         np.array([True, False, True]),
@@ -367,6 +506,166 @@ def test_plots_show_every_architecture(values, direction, log):
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     missing = [f"not finite: {(~finite).sum()}"] if (~finite).any() else []
     assert labels == ["no dead operators", "dead operators", *missing]
+
+
+SCALES = [
+    np.array([10.0, 91.0, 94.0]),
+    np.array([10.0, 90.7, 90.7, 94.37]),
+    np.array([10.0, 12.0, 94.0]),  # the median is nearer to the worst: a linear axis
+    np.array([10.0, 94.0, 94.0, 94.0]),
+    np.array([70.0, 70.5, 70.9, 71.0]),
+]
+
+
+@pytest.mark.parametrize("accuracy", SCALES)
+def test_axes_of_accuracies_show_the_upper_end(accuracy):
+    forward, inverse = stretch(accuracy)
+    low, middle, high = forward(np.array([accuracy.min(), np.median(accuracy), accuracy.max()]))
+    assert low < middle <= high
+    np.testing.assert_allclose(inverse(forward(accuracy)), accuracy)
+    near = np.median(accuracy) > (accuracy.min() + accuracy.max()) / 2
+    place = (middle - low) / (high - low)
+    assert place >= 0.5 - 1e-9 if near else place == (middle - 10) / (94 - 10)
+    chosen = ticks(forward, accuracy)
+    assert len(chosen) >= 4 and (accuracy.min() <= chosen).all() and (chosen <= 94.37).all()
+    assert np.diff(forward(chosen)).min() >= 0.06 * (high - low) - 1e-9
+    score = Score("a label", 1, np.arange(len(accuracy)) * 1.0)
+    alive = np.ones(len(accuracy), bool)
+    figure = scatter(score, accuracy, alive, title="", column="top1", log=False)
+    figure.canvas.draw()
+    [dots, _] = figure.axes[0].collections
+    heights = figure.axes[0].transData.transform(dots.get_offsets())[:, 1]
+    shares = (heights - figure.axes[0].bbox.y0) / figure.axes[0].bbox.height
+    assert ((shares > 0.02) & (shares < 0.98)).all()
+
+
+def test_a_plot_of_equal_accuracies():
+    score = Score("a label", 1, np.arange(3.0))
+    figure = scatter(score, np.full(3, 90.0), np.ones(3, bool), title="", column="top1", log=False)
+    figure.canvas.draw()
+    assert figure.axes[0].get_yscale() == "linear"
+
+
+def write_seeds(files, count=3):
+    """Files of other seeds, with the architectures in another order; the values of each."""
+    values = []
+    for seed in range(count):
+        rng = np.random.default_rng(seed)
+        regions = (files.accuracies + rng.normal(0, 20, 40)).round(2)
+        values.append(regions)
+        order = rng.permutation(40)
+        rows = [f"{ARCHS[files.chosen[i]]},{regions[i]},{-regions[i]}" for i in order]
+        write(f"seed{seed}.csv", "genotype,regions,mine", *rows)
+    return values
+
+
+def run_seeds(*words):
+    flags = ["--accuracy-table", "table.csv", "--resamples", "20"]
+    return command.run([*words, *flags])
+
+
+def test_several_files_give_mean_and_deviation_over_seeds(files, capsys):
+    values = write_seeds(files)
+    words = ["seed0.csv", "seed1.csv", "seed2.csv", "--metrics", "regions", "--output", "out.json"]
+    assert run_seeds(*words, "--sums", "regions+mine:lower", "--plots", "plots") == 0
+    result = json.loads(Path("out.json").read_text())
+    assert result["scores"] == ["seed0.csv", "seed1.csv", "seed2.csv"]
+    scores = result["architectures"]["all"]["scores"]
+    assert list(scores) == ["regions", "regions+mine", "params_m", "flops_m"]
+    for name, statistic in STATISTICS.items():
+        expected = [statistic(regions, files.accuracies) for regions in values]
+        assert len(set(expected)) > 1 or name.startswith("precision")
+        got = scores["regions"][name]
+        np.testing.assert_allclose(got["values"], expected)
+        np.testing.assert_allclose(got["value"], np.mean(expected))
+        np.testing.assert_allclose(got["deviation"], np.std(expected, ddof=1), atol=1e-12)
+        assert got.keys() == {"value", "deviation", "values"}
+    # Both columns of the sum order alike.
+    assert scores["regions+mine"]["spearman"] == scores["regions"]["spearman"]
+    shown = capsys.readouterr().out
+    tau = scores["regions"]["kendall_tau"]
+    assert f"{tau['value']:.3f}±{tau['deviation']:.3f}" in shown
+    first = scores["regions"]["first"]
+    assert f"{first['value']:.2f}±{first['deviation']:.2f}" in shown
+    assert "cifar10_test; mean and deviation over 3 files" in shown
+    assert len(list(Path("plots").iterdir())) == 4
+
+
+def test_any_column_in_its_direction(files):
+    """Named with its direction; a minus turns it, that of a metric, too, and in sums."""
+    [regions] = write_seeds(files, 1)
+    words = ["--metrics", "mine:lower,-regions,mine:higher", "--output", "out.json"]
+    with pytest.raises(InputError, match="mine is given twice: give every metric once"):
+        run_seeds("seed0.csv", *words)
+    words[1] = "mine:lower,-regions,-mine:lower"
+    sums = "regions+mine:lower,mine:lower+-regions"
+    assert run_seeds("seed0.csv", *words, "--sums", sums) == 0
+    scores = json.loads(Path("out.json").read_text())["architectures"]["all"]["scores"]
+    names = ["mine", "-regions", "-mine", "regions+mine", "mine+-regions", "params_m", "flops_m"]
+    assert list(scores) == names
+    assert [scores[name]["direction"] for name in names[:3]] == [-1, -1, 1]
+    tau = stats.kendalltau(regions, files.accuracies).statistic
+    taus = [scores[name]["kendall_tau"]["value"] for name in names[:4]]
+    np.testing.assert_allclose(taus, [tau, -tau, -tau, tau])
+    assert scores["mine+-regions"]["kendall_tau"]["value"] == "nan"  # all rank sums are the same
+    Path("out.json").unlink()
+    # Without --metrics a column whose direction --sums says is taken with it.
+    assert run_seeds("seed0.csv", "--sums", "regions+mine:lower", "--output", "out.json") == 0
+    scores = json.loads(Path("out.json").read_text())["architectures"]["all"]["scores"]
+    assert list(scores) == ["regions", "mine", "regions+mine", "params_m", "flops_m"]
+    assert scores["mine"]["direction"] == -1
+
+
+def test_tables_fit_into_100_columns(files, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert run("--sums", "kappa+regions+synflow") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100 and not any("…" in line for line in lines)
+    rows = [line for line in lines if line.startswith("kappa+regions+synflow")]
+    assert len(rows) == 4 and all(len(re.findall(r"\d\.\.\d", row)) >= 3 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "fault"),
+    [
+        (None, "seed0.csv seed0.csv", "seed0.csv is given twice: give every seed its own file"),
+        (None, "", "no scores: give the CSV file of tenas score"),
+        (
+            lambda rows: rows[:-1],
+            "seed0.csv seed1.csv --metrics regions",
+            "seed1.csv lacks 1 architectures of the",
+        ),
+        (
+            lambda rows: rows[:-1],
+            "seed1.csv seed0.csv --metrics regions",
+            "seed1.csv lacks 1 architectures of the",
+        ),
+        (
+            lambda rows: [row.rpartition(",")[0] for row in rows],
+            "seed0.csv seed1.csv --metrics regions --sums regions+mine:lower",
+            "seed1.csv has 0 columns 'mine'",
+        ),
+        (
+            lambda rows: [rows[0] + ",kappa", *(row + ",1" for row in rows[1:])],
+            "seed0.csv seed1.csv --sums regions+mine:lower",
+            "seed0.csv and seed1.csv have different columns (kappa): say with --metrics which",
+        ),
+        (None, "seed0.csv", "mine', which is no metric (kappa, regions"),
+        (None, "seed0.csv", "which way they are better, as in mine:higher"),
+        (None, "seed0.csv --metrics mine:better", "mine"),
+        (None, "seed0.csv --metrics mine", "unknown metric 'mine'"),
+        (None, "seed0.csv --sums regions+-regions", "the rank sum regions+-regions has no two"),
+        (None, "seed0.csv --metrics regions,", "unknown metric ''"),
+    ],
+)
+def test_several_files_and_columns_that_do_not_fit(files, change, words, fault):
+    write_seeds(files, 2)
+    if change is not None:
+        write("seed1.csv", *change(Path("seed1.csv").read_text().splitlines()))
+    with pytest.raises(InputError) as error:
+        run_seeds(*words.split(), "--output", "out.json")
+    assert fault in str(error.value) and "\n" not in str(error.value)
+    assert not Path("out.json").exists()
 
 
 def test_without_living_architectures_there_is_one_table(files, capsys):

@@ -1,0 +1,125 @@
+"""A score against accuracy, on a scale that shows the best."""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Bool, Float
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from tenas_jax.analysis.correlation import Score
+from tenas_jax.analysis.statistics import Values
+
+Array = Float[np.ndarray, "*shape"]
+STEPS = (50.0, 20.0, 10.0, 5.0, 2.0, 1.0, 0.5, 0.2, 0.1)  # of ticks, %
+MARGIN, APART = 0.04, 0.06  # of the height of the axis
+MANY = 3000  # dots, which are smaller then
+
+
+def scatter(
+    score: Score,
+    accuracy: Values,
+    alive: Bool[np.ndarray, " architecture"],
+    *,
+    title: str,
+    column: str,
+    log: bool,
+) -> Figure:
+    """A score against accuracy (arXiv 2102.11535, Figures 1, 3 and 9).
+
+    Half of the architectures are in the upper half of the plot, see `stretch`.
+
+    Args:
+        score: of each architecture.
+        accuracy: of each, %.
+        alive: which have no dead operators.
+        title: of the plot.
+        column: name of the accuracy.
+        log: whether the axis of the score is logarithmic.
+    """
+    figure = Figure(figsize=(6.4, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title, fontsize=10)
+    better = "higher" if score.direction > 0 else "lower"
+    axes.set(xlabel=f"{score.label} ({better} is better)", ylabel=f"{column}, %")
+    axes.grid(alpha=0.3)
+    finite = np.isfinite(score.values)
+    if log:
+        axes.set_xscale("log")
+    pools = {"no dead operators": (alive, "C0", 2), "dead operators": (~alive, "0.6", 1)}
+    for label, (chosen, color, order) in pools.items():
+        points = score.values[finite & chosen], accuracy[finite & chosen]
+        size = 14 if len(accuracy) < MANY else 5
+        dots = axes.scatter(*points, s=size, linewidths=0, alpha=0.6, label=label)
+        dots.set(color=color, zorder=order)
+    if not finite.all():
+        # At the edge of the worst values, in fractions of the width of the axes.
+        edge = np.full(np.sum(~finite), 0.0 if score.direction > 0 else 1.0)
+        label = f"not finite: {len(edge)}"
+        along = axes.get_yaxis_transform()
+        points = edge, accuracy[~finite]
+        axes.plot(*points, "^", color="C3", alpha=0.6, label=label, transform=along, clip_on=False)
+    if np.ptp(accuracy) > 0:
+        forward, inverse = stretch(accuracy)
+        low, high = forward(np.array([accuracy.min(), accuracy.max()]))
+        margin = MARGIN * (high - low)
+        bottom, top = inverse(np.array([low - margin, high + margin]))
+        axes.set_yscale("function", functions=(forward, inverse))
+        axes.set_ylim(bottom, top)
+        axes.set_yticks(ticks(forward, accuracy))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter("{x:g}")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def stretch(accuracy: Values) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+    """A scale of accuracies with the median in its middle, and the inverse.
+
+    `-log(best + c - accuracy)`: equal lengths are equal factors of what is missing to the best,
+    plus c. It is linear where the median is no nearer to the best than to the worst.
+
+    Args:
+        accuracy: those to show, not all the same.
+
+    Example:
+        >>> accuracy = np.array([10.0, 90.0, 94.0])
+        >>> forward, inverse = stretch(accuracy)
+        >>> low, middle, high = forward(accuracy)
+        >>> round(float((middle - low) / (high - low)), 3), inverse(forward(accuracy)).round(3)
+        (0.5, array([10., 90., 94.]))
+    """
+    best = accuracy.max()
+    above, whole = best - np.median(accuracy), np.ptp(accuracy)
+    if whole <= 2 * above:
+        return (lambda a: a), (lambda a: a)
+    # Half of the architectures may be about as good as the best.
+    c = max(above**2 / (whole - 2 * above), 1e-3 * whole)
+    return (
+        lambda a: -np.log(np.maximum(best + c - a, 1e-9 * c)),
+        lambda b: best + c - np.exp(-b),
+    )
+
+
+def ticks(forward: Callable[[Array], Array], accuracy: Values) -> Float[np.ndarray, " tick"]:
+    """Round accuracies for an axis, the roundest first, where there is room.
+
+    Args:
+        forward: the scale.
+        accuracy: what is shown.
+
+    Example:
+        >>> ticks(lambda a: a, np.array([10.0, 94.0])).tolist()
+        [10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0]
+    """
+    low, high = forward(np.array([accuracy.min(), accuracy.max()]))
+    chosen: dict[float, float] = {}
+    for step in STEPS:
+        first, last = np.ceil(accuracy.min() / step), np.floor(accuracy.max() / step)
+        if last - first > 1000:
+            break
+        values = np.round(step * np.arange(first, last + 1), 1)
+        for value, place in zip(values.tolist(), forward(values).tolist(), strict=True):
+            if all(abs(place - other) >= APART * (high - low) for other in chosen.values()):
+                chosen[value] = place
+    return np.array(sorted(chosen))
