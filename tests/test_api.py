@@ -263,12 +263,15 @@ def module(f):
             "make them return one shape",
         ),
         (lambda x, mask: jnp.zeros((len(x), 10)), "hands out no features"),
+        (lambda x, mask: jnp.zeros((len(x), 10)), "leave out the metric zen"),
     ],
 )
 def test_modules_that_return_something_else_are_one_line(images, f, fault):
     metric = Metric("mine", +1, lambda draw: draw.logits(draw.params, draw.x).sum())
     if "features" in fault:
         metric = my_nas.PROGRESSIVITY
+    if "zen" in fault:
+        metric = tenas_jax.metrics.get_metric("zen")
     with pytest.raises(InputError, match=fault) as error:
         measured(images, metric, module(f))
     assert "\n" not in str(error.value)
@@ -276,7 +279,7 @@ def test_modules_that_return_something_else_are_one_line(images, f, fault):
 
 def test_measure_is_every_metric_of_a_model():
     labels = jnp.array([0, 1, 1, 0])
-    of_cells = {"az_expressivity", "az_progressivity", "az_trainability", "meco"}
+    of_cells = {"az_expressivity", "az_progressivity", "az_trainability", "meco", "zen"}
     metrics = [name for name in tenas_jax.metrics.METRICS if name not in of_cells]
     values = tenas_jax.measure(apply_fn, MODEL, X, labels=labels, metrics=metrics)
     assert values["kappa"] == pytest.approx(
@@ -308,6 +311,7 @@ def test_measure_under_jit_is_the_same():
         (["kapa"], "unknown metric 'kapa'"),
         ([my_nas.PROGRESSIVITY], "features need a search space"),
         ("az_trainability", "features need a search space"),
+        ("zen", "does not hand out its variances: zen needs a search space"),
         ([FREE], "is of search spaces, not of single models"),
     ],
 )

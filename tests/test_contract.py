@@ -174,7 +174,10 @@ MEASURED = [
     ("space", "metrics"), MEASURED, ids=lambda value: getattr(value, "name", "")
 )
 def test_metrics_of_a_row_are_numbers_of_its_mask(space, metrics):
-    names = [name for name in metrics if (space, name) != (my_nas.SPACE, "regions")]
+    # Which need a network of regions, and variances that modules of users do not hand out.
+    names = [
+        name for name in metrics if space is not my_nas.SPACE or name not in ("regions", "zen")
+    ]
     config = SearchConfig(
         images=12,
         image_size=8,

@@ -5,6 +5,7 @@ from .features import az_progressivity as az_progressivity
 from .features import az_trainability as az_trainability
 from .features import feature_gradients as feature_gradients
 from .features import meco as meco
+from .features import zen as zen
 from .flops import flops as flops
 from .input_jacobian import epe_nas as epe_nas
 from .input_jacobian import input_jacobian as input_jacobian

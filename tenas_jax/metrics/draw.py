@@ -136,6 +136,16 @@ class Draw:
         """
         return feature_gradients(self.features, self.key)
 
+    def normalized_features(
+        self, params: PyTree, x: Any
+    ) -> tuple[Float[Array, "n h w channels"], Float[Array, " layers"]]:
+        """The images after the last cell, and the logarithms of what they are normalized by.
+
+        Raises:
+            InputError: the network does not hand them out.
+        """
+        raise InputError("a plain model does not hand out its variances: zen needs a search space")
+
     def logits_without_normalization(self, params: PyTree, x: Any) -> Float[Array, "n classes"]:
         """The logits with every normalization layer replaced by the identity, in a search."""
         return self.logits(params, x)

@@ -1,17 +1,19 @@
 """Metrics of a model's features: the images after each of its cells, and their gradients."""
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
+from functools import partial
+from itertools import accumulate, pairwise
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.extend.core import JaxprEqn, Literal, Var
-from jaxtyping import Array, Float, Key, Shaped
+from jaxtyping import Array, Float, Key, PyTree, Shaped
 
 from tenas_jax.errors import InputError
 from tenas_jax.metrics.activations import bind
 from tenas_jax.metrics.correlations import standardized, varies
-from tenas_jax.metrics.model import at_least_single
+from tenas_jax.metrics.model import Select, at_least_single, is_weight
 from tenas_jax.numerics import PRECISION
 
 Features = Sequence[Shaped[Array, "..."]]
@@ -133,6 +135,66 @@ def meco(features: Features) -> Float[Array, ""]:
         1.0
     """
     return jnp.stack([_least_eigenvalues(x).mean() for x in _images(features, 1)]).sum()
+
+
+def zen(
+    f: Callable[[PyTree, Array], tuple[Array, Float[Array, " layers"]]],
+    params: PyTree,
+    x: Array,
+    key: Key[Array, ""],
+    *,
+    select: Select = is_weight,
+    gamma: float = 1e-2,
+) -> Float[Array, ""]:
+    """Zen-score, log E |f(e) - f(e + gamma e')|_1 + sum_l log sigma_l (Lin et al., ICCV 2021).
+
+    f are the features before global pooling, of a network whose weights are Gaussian of variance 1;
+    e and e' are Gaussian images; sigma_l^2 is the variance that batch normalization l divides by,
+    averaged over its channels. As in the published code the norm is the sum of absolute values,
+    where the paper has the Frobenius norm, and every batch normalization counts, side by side or
+    not; as in the paper the variances are those of the batch, where the code has running averages,
+    in which 1 has most of the weight. In a search f are the features after the last cell, before
+    the last batch normalization, which does not count, and operators that no path goes through do
+    not count either; the shift is that of one draw.
+
+    Args:
+        f: maps the parameters and images to the features [n, ...] and the logarithm of sigma_l of
+            each batch normalization, 0 for those that are not there.
+        params: parameters, whose values are replaced where they are selected.
+        x: images [n, h, w, channels], of which only the shape matters.
+        key: of the weights and images.
+        select: whether the parameter at a path is a weight that is drawn; by default all but
+            biases.
+        gamma: how far images are shifted.
+
+    Returns:
+        A scalar; higher is better. Minus infinity where the features do not depend on the images.
+
+    Example:
+        >>> def f(params, x):
+        ...     y = x @ params["kernel"]
+        ...     return y / y.std(), jnp.log(y.std())[None]
+        >>> x, key = jnp.zeros((8, 2, 2, 3)), jax.random.key(0)
+        >>> scores = [zen(f, {"kernel": jnp.ones((3, c))}, x, key) for c in (4, 8)]
+        >>> bool(scores[1] > scores[0])  # twice the channels
+        True
+    """
+    weights, images, shift = jax.random.split(key, 3)
+    leaves, structure = jax.tree_util.tree_flatten_with_path(params)
+    drawn = [select(path) for path, _ in leaves]
+    sizes = [leaf.size if own else 0 for own, (_, leaf) in zip(drawn, leaves, strict=True)]
+    values = jax.random.normal(weights, (sum(sizes),), x.dtype)
+    gaussian = [
+        values[end - leaf.size : end].reshape(leaf.shape).astype(leaf.dtype) if own else leaf
+        for end, own, (_, leaf) in zip(accumulate(sizes), drawn, leaves, strict=True)
+    ]
+    noise = jax.random.normal(images, x.shape, x.dtype)
+    both = jnp.stack([noise, noise + gamma * jax.random.normal(shift, x.shape, x.dtype)])
+    # In a loop, so that the network is compiled once.
+    features, deviations = lax.map(partial(f, jax.tree.unflatten(structure, gaussian)), both)
+    distance = jnp.abs(features[0] - features[1]).reshape(len(x), -1).sum(1).mean()
+    score: Array = jnp.log(distance) + deviations[0].sum()
+    return score
 
 
 def feature_gradients(

@@ -12,7 +12,7 @@ from tenas_jax.architectures.space import Masks, SearchSpace
 from tenas_jax.errors import InputError
 from tenas_jax.metrics import proxies, saliencies
 from tenas_jax.metrics.draw import Draw
-from tenas_jax.metrics.features import az_expressivity, az_progressivity, az_trainability, meco
+from tenas_jax.metrics.features import az_expressivity, az_progressivity, az_trainability, meco, zen
 from tenas_jax.metrics.flops import flops
 from tenas_jax.metrics.input_jacobian import epe_nas, jacov
 from tenas_jax.metrics.ntk import condition_number
@@ -119,6 +119,11 @@ def _l2_norm(draw: Draw) -> Array:
 def _epe_nas(draw: Draw) -> Array:
     jacobian, logits = draw.input_jacobian
     return epe_nas(jacobian, draw.labels, num_classes=logits.shape[1])
+
+
+def _zen(draw: Draw) -> Array:
+    key = jax.random.fold_in(draw.key, 0)
+    return zen(draw.normalized_features, draw.params, draw.x, key, select=draw.is_kernel)
 
 
 def _flops(draw: Draw) -> int:
@@ -287,6 +292,7 @@ METRICS: dict[str, Metric] = {
             positive=True,
             shares="features",
         ),
+        Metric("zen", +1, _zen, "Zen-score", "Lin et al. 2021"),
         Metric(
             "parameters",
             +1,

@@ -5,7 +5,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tenas_jax.networks.initializers import get_initializer
-from tenas_jax.networks.layouts import Layout
+from tenas_jax.networks.layouts import EPSILON, Layout
+
+# The Flax collection into which layers sow the logarithms of the standard deviations that their
+# batch normalizations divide by.
+DEVIATIONS = "deviations"
 
 
 def side_by_side(kernel: Float[Array, "edge k k i o"]) -> Float[Array, "k k i eo"]:
@@ -43,6 +47,51 @@ class Layer(nn.Module):
         scale = self.param("scale", nn.initializers.ones, shape, dtype)
         return scale, self.param("bias", nn.initializers.zeros, shape, dtype)
 
+    def conv_batch_norm(
+        self,
+        x: Array,
+        kernel: Array,
+        weight: Float[Array, "edge"] | None,
+        *,
+        features: int,
+        stride: int,
+        padding: int,
+        groups: int,
+        dilation: int = 1,
+        parts: int = 1,
+    ) -> Array:
+        """Convolution and the layer's own batch normalization, weighted by edge.
+
+        Where the collection `DEVIATIONS` is mutable, on a layout that convolves any groups, it
+        takes for each edge half the logarithm of the mean variance of its channels, 0 where the
+        weight is. Of a batch normalization in several parts each has its part.
+        """
+        scale, bias = self.affine(features, x.dtype)
+        active: Array | bool = True
+        if weight is not None:
+            # Scaling the result is scaling its affine parameters: it costs nothing per pixel.
+            scale, bias = weight[:, None] * scale, weight[:, None] * bias
+            active = (weight > 0).any()
+        if self.is_mutable_collection(DEVIATIONS) and not self.is_initializing():
+            y = self.layout.conv(
+                x, kernel, stride=stride, padding=padding, dilation=dilation, groups=groups
+            )
+            pixels = self.layout.to_nhwc(y).reshape(-1, self.edges, features)
+            deviations = jnp.log(pixels.var(0).mean(1) + EPSILON) / (2 * parts)
+            kept = True if weight is None else weight > 0
+            self.sow(DEVIATIONS, "batch_norm", jnp.where(kept, deviations, 0))
+        return self.layout.conv_batch_norm(
+            x,
+            kernel,
+            scale.reshape(-1),
+            bias.reshape(-1),
+            stride=stride,
+            padding=padding,
+            groups=groups,
+            dilation=dilation,
+            active=active,
+        )
+
 
 class PointwiseConv(Layer):
     """1 x 1 convolution."""
@@ -72,31 +121,27 @@ class ConvBatchNorm(Layer):
         kernel_size: side of the kernel, which is padded to keep the image size.
         stride: step of the kernel in both directions.
         grouped: whether the input channels are grouped by edge; otherwise all edges read all.
+        parts: how many of these are one batch normalization elsewhere, side by side.
     """
 
     features: int = 1
     kernel_size: int = 1
     stride: int = 1
     grouped: bool = False
+    parts: int = 1
 
     @nn.compact
     def __call__(self, x: Array, weight: Float[Array, "edge"] | None = None) -> Array:
         groups = self.edges if self.grouped else 1
         inputs = x.shape[self.layout.channel_axis] // groups
         kernel = self.kernel(self.kernel_size, inputs, self.features, x.dtype)
-        scale, bias = self.affine(self.features, x.dtype)
-        active: Array | bool = True
-        if weight is not None:
-            # Scaling the result is scaling its affine parameters: it costs nothing per pixel.
-            scale, bias = weight[:, None] * scale, weight[:, None] * bias
-            active = (weight > 0).any()
-        return self.layout.conv_batch_norm(
+        return self.conv_batch_norm(
             x,
             kernel,
-            scale.reshape(-1),
-            bias.reshape(-1),
+            weight,
+            features=self.features,
             stride=self.stride,
             padding=self.kernel_size // 2,
             groups=groups,
-            active=active,
+            parts=self.parts,
         )

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from tenas_jax.errors import InputError
 from tenas_jax.metrics.activations import executed_patterns
 from tenas_jax.networks.initializers import get_initializer
-from tenas_jax.networks.layers import ConvBatchNorm, Layer, side_by_side
+from tenas_jax.networks.layers import DEVIATIONS, ConvBatchNorm, Layer, side_by_side
 from tenas_jax.networks.layouts import Layout, join, spread, subsample
 
 # The Flax collections into which activation patterns are sown, and for each of their neurons how
@@ -132,6 +132,7 @@ class FactorizedReduction(nn.Module):
                     self.edges,
                     features=features,
                     stride=self.stride,
+                    parts=min(self.features, 2),
                     name=f"half_{i}",
                 )
                 halves.append(conv(shifted, weight))
@@ -187,7 +188,6 @@ class SeparableConvBatchNorm(Layer):
         )
         shape = (edges, 1, 1, inputs, self.features)
         pointwise: Array = self.param("pointwise", initializer, shape, x.dtype)
-        scale, bias = self.affine(self.features, x.dtype)
         stride, padding, dilation = self.stride, self.dilation * (size // 2), self.dilation
         if edges * inputs <= layout.few_channels:
             # Nothing stands between the two convolutions: they are one, with the product of their
@@ -204,16 +204,15 @@ class SeparableConvBatchNorm(Layer):
                 groups=edges * inputs,
             )
             kernel, stride, padding, dilation, groups = side_by_side(pointwise), 1, 0, 1, edges
-        return layout.conv_batch_norm(
+        return self.conv_batch_norm(
             x,
             kernel,
-            (weight[:, None] * scale).reshape(-1),
-            (weight[:, None] * bias).reshape(-1),
+            weight,
+            features=self.features,
             stride=stride,
             padding=padding,
             groups=groups,
             dilation=dilation,
-            active=(weight > 0).any(),
         )
 
 
@@ -281,6 +280,11 @@ class FlaxOp(Op):
     def __call__(self, x: Array, weight: Float[Array, "edge"]) -> Array:
         """The module's images, weighted by edge; a pruned edge is not computed."""
         layout, images = self.layout, self.layout.to_nhwc(x)
+        if self.is_mutable_collection(DEVIATIONS) and not self.is_initializing():
+            raise InputError(
+                f"operator {self.make.__name__} does not hand out the variances that its batch "
+                "normalizations divide by: leave out the metric zen"
+            )
         options: dict[str, Any] = {"features": self.features, "stride": self.stride}
         if hasattr(layout, "train"):  # a network to be trained: one edge, with running statistics
             if "train" in inspect.signature(self.make).parameters:

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from tenas_jax.architectures.cell_space import NONE, CellSpace
 from tenas_jax.errors import InputError
 from tenas_jax.networks.initializers import get_initializer
+from tenas_jax.networks.layers import DEVIATIONS
 from tenas_jax.networks.layouts import Layout, subsample
 from tenas_jax.networks.ops import PATTERNS, READERS, Op, Zero
 from tenas_jax.networks.rolled import Steps, scan_all, scan_kept
@@ -81,7 +82,8 @@ class Cell(nn.Module):
             )
         if self.is_initializing():
             return self._one_by_one(self._all, inputs, mask)
-        if self.single_path and not self.is_mutable_collection(PATTERNS):
+        deviations, patterns = map(self.is_mutable_collection, (DEVIATIONS, PATTERNS))
+        if (self.single_path or deviations) and not patterns:
             mask &= jnp.stack(self.space.connecting(mask))[:, None]
         if self.rolled:
             return self._in_loops(inputs, mask)
@@ -154,7 +156,8 @@ class Cell(nn.Module):
             name: steps.stack([stored.get(f"node_{node}_{name}", {}) for node in nodes])
             for name in operators
         }
-        wanted = [each for each in (PATTERNS, READERS) if self.is_mutable_collection(each)]
+        collections = (PATTERNS, READERS, DEVIATIONS)
+        wanted = [each for each in collections if self.is_mutable_collection(each)]
 
         def apply(name: str, params: PyTree, x: Array, weight: Array) -> tuple[Array, PyTree]:
             op = operators[name](*common, parent=None)
@@ -187,6 +190,8 @@ class Cell(nn.Module):
             if leaf.dtype == bool:
                 samples = self.layout.per_sample(values[0]).shape[0]
                 self.sow(PATTERNS, f"relus_{nodes[0]}", leaf.reshape(-1, samples).T)
+            elif jnp.issubdtype(leaf.dtype, jnp.floating):
+                self.sow(DEVIATIONS, f"batch_norms_{nodes[0]}", leaf.reshape(-1))
             else:
                 self.sow(READERS, f"relus_{nodes[0]}", leaf.reshape(-1))
         return values

@@ -25,6 +25,7 @@ from tenas_jax.metrics.ntk import empirical_ntk
 from tenas_jax.metrics.registry import Metric
 from tenas_jax.networks.batch_minor import BATCH_MINOR, chunk_size
 from tenas_jax.networks.initializers import DEFAULT, initialize, quick_key
+from tenas_jax.networks.layers import DEVIATIONS
 from tenas_jax.networks.layouts import NHWC, NHWC_WITHOUT_BATCH_NORM, Layout
 from tenas_jax.networks.ops import OPS, OWN_PARAMETERS, PATTERNS, READERS, Op
 from tenas_jax.networks.supernet import FEATURES
@@ -249,6 +250,19 @@ class SupernetDraw(Draw):
         """Cotangents of the features of each cell but the first, and what they give before it."""
         gradients = feature_gradients(self._sown_features, jax.random.fold_in(self._network_key, 3))
         return [(self._to_nhwc(after), self._to_nhwc(before)) for after, before in gradients]
+
+    def normalized_features(
+        self, params: PyTree, x: Array
+    ) -> tuple[Float[Array, "n h w channels"], Float[Array, " layers"]]:
+        """The images after the last cell, and the logarithms of what they are normalized by."""
+        if not self._has_layouts:
+            raise InputError(
+                f"the module of {self.name} does not hand out the variances that its batch "
+                "normalizations divide by: leave out the metric zen"
+            )
+        _, sown = _apply(self._network(NHWC), params, x, self._mask, (FEATURES, DEVIATIONS))
+        deviations = jnp.concatenate(jax.tree.leaves(sown[DEVIATIONS]))
+        return jax.tree.leaves(sown[FEATURES])[-1], deviations
 
     def logits_without_normalization(self, params: PyTree, x: Array) -> Float[Array, "n classes"]:
         """The logits with every normalization layer replaced by the identity."""

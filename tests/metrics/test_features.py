@@ -16,6 +16,7 @@ from tenas_jax.metrics.features import (
     az_trainability,
     feature_gradients,
     meco,
+    zen,
 )
 
 SHAPES = [(5, 8, 8, 3), (5, 4, 4, 6), (5, 4, 4, 6), (5, 2, 2, 12)]
@@ -154,6 +155,44 @@ def test_trainability_of_an_identity_is_minus_infinity():
     signs = gradients[1][0]
     assert quick_jit(az_trainability)([gradients[0], (signs, signs)]) == -np.inf
     assert np.isnan(quick_jit(az_trainability)([(signs, np.nan * signs)]))
+
+
+@pytest.mark.parametrize("gamma", [0.01, 0.3])
+def test_zen_equals_the_naive_one(gamma):
+    """Lin et al. 2021, algorithm 1, for two layers of 1 x 1 convolutions."""
+    shapes = {"a": {"kernel": (3, 5)}, "b": {"bias": (4,), "kernel": (5, 4)}}
+    params = jax.tree.map(np.ones, shapes, is_leaf=lambda node: isinstance(node, tuple))
+    key, x = jax.random.key(3), jnp.zeros((6, 4, 4, 3))
+
+    def f(params, x):
+        y = x @ params["a"]["kernel"]
+        deviation = jnp.sqrt(y.var((0, 1, 2)).mean())
+        y = jax.nn.relu(y / deviation) @ params["b"]["kernel"] + params["b"]["bias"].mean()
+        return y, jnp.log(jnp.stack([deviation, y.std()]))
+
+    score = quick_jit(partial(zen, f, gamma=gamma))(params, x, key)
+
+    keys = jax.random.split(key, 3)
+    first, second = np.split(np.asarray(jax.random.normal(keys[0], (35,)), float), [15])
+    noise, shift = (np.asarray(jax.random.normal(each, x.shape), float) for each in keys[1:])
+    outputs, deviations = [], []
+    for images in (noise, noise + gamma * shift):
+        y = images.reshape(-1, 3) @ first.reshape(3, 5)
+        deviations.append(np.sqrt(y.var(0).mean()))
+        y = np.maximum(y / deviations[-1], 0) @ second.reshape(5, 4) + 1
+        deviations.append(y.std())
+        outputs.append(y.reshape(6, -1))
+    distance = np.mean([np.abs(a - b).sum() for a, b in zip(*outputs, strict=True)])
+    np.testing.assert_allclose(score, np.log([distance, *deviations[:2]]).sum(), rtol=1e-4)
+
+
+def test_zen_of_features_that_do_not_depend_on_the_images_is_minus_infinity():
+    def f(params, x):
+        return jnp.broadcast_to(params["kernel"], x.shape), jnp.zeros(1)
+
+    assert zen(
+        f, {"kernel": jnp.ones((1, 1, 1, 3))}, jnp.ones((2, 2, 2, 3)), jax.random.key(0)
+    ) == (-jnp.inf)
 
 
 FIRST, SECOND = (np.random.default_rng(i).normal(size=(4, 4)) for i in (1, 2))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compilation import quick_jit
+from jax.flatten_util import ravel_pytree
 from scipy.stats import kendalltau
 
 from tenas_jax.architectures.space import ProxySize
@@ -28,7 +29,9 @@ from tenas_jax.metrics.proxies import (
 )
 from tenas_jax.metrics.registry import METRICS
 from tenas_jax.networks.initializers import initialize
+from tenas_jax.networks.layers import DEVIATIONS
 from tenas_jax.networks.layouts import EPSILON, NHWC, NHWC_WITHOUT_BATCH_NORM
+from tenas_jax.networks.supernet import FEATURES
 from tenas_jax.searching.measurement import _patterns_and_counts
 from tenas_jax.spaces import NAS_BENCH_201
 
@@ -400,9 +403,22 @@ def numpy_average(x):
     return np.concatenate(sums, -1) / numpy_conv(np.ones_like(x[..., :1]), ones)
 
 
+def on_paths(ops):
+    """Whether each edge is on a path through operators other than `none`."""
+    edges = [edge for edge, name in zip(NAS_BENCH_201.edges, ops, strict=True) if name != "none"]
+    before, after = {0}, {3}
+    for _ in range(3):
+        before |= {target for source, target in edges if source in before}
+        after |= {source for source, target in edges if target in after}
+    return [(e in edges and e[0] in before and e[1] in after) for e in NAS_BENCH_201.edges]
+
+
 def discrete_network(params, ops, x, *, normalized):
-    """Logits and activation patterns of the network with one operator on each edge."""
-    patterns = []
+    """Of the network with one operator on each edge logits, activation patterns, last features.
+
+    And the logarithms of what convolutions on paths are normalized by.
+    """
+    patterns, deviations = [], []
 
     def norm(x):
         mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
@@ -412,12 +428,20 @@ def discrete_network(params, ops, x, *, normalized):
         patterns.append((x > 0).reshape(len(x), -1))
         return np.maximum(x, 0)
 
-    def relu_conv_norm(x, layer, edge=0, stride=1):
-        return norm(numpy_conv(relu(x), layer["conv"]["kernel"][edge], stride))
+    def conv_norm(x, kernel, stride=1, counts=True):
+        y = numpy_conv(x, kernel, stride)
+        if counts:
+            deviations.append(np.log(np.sqrt(y.var((0, 1, 2)).mean() + EPSILON)))
+        return norm(y)
+
+    def relu_conv_norm(x, layer, edge=0, stride=1, counts=True):
+        return conv_norm(relu(x), layer["conv"]["kernel"][edge], stride, counts)
 
     def cell(x, params):
         nodes = [x, 0, 0, 0]
-        for (source, target), name in zip(NAS_BENCH_201.edges, ops, strict=True):
+        for (source, target), name, counts in zip(
+            NAS_BENCH_201.edges, ops, on_paths(ops), strict=True
+        ):
             y = nodes[source]
             if name == "avg_pool_3x3":
                 nodes[target] = nodes[target] + numpy_average(y)
@@ -427,11 +451,11 @@ def discrete_network(params, ops, x, *, normalized):
                 nodes[target] = nodes[target] + 0 * y
             else:
                 edge = target - source - 1
-                y = relu_conv_norm(y, params[f"node_{source}_{name}"], edge)
+                y = relu_conv_norm(y, params[f"node_{source}_{name}"], edge, counts=counts)
                 nodes[target] = nodes[target] + y
         return nodes[-1]
 
-    x = norm(numpy_conv(x, params["stem"]["kernel"][0]))
+    x = conv_norm(x, params["stem"]["kernel"][0])
     for stage in range(3):
         if stage > 0:
             block = params[f"block_{stage}"]
@@ -441,7 +465,7 @@ def discrete_network(params, ops, x, *, normalized):
             x = y + numpy_conv(halved, block["shortcut"]["kernel"][0])
         x = cell(x, params[f"cell_{stage}_0"])
     logits = relu(norm(x)).mean((1, 2)) @ params["classifier"]["kernel"]
-    return logits, np.concatenate(patterns, 1)
+    return logits, np.concatenate(patterns, 1), x, deviations
 
 
 def naive_synflow(params, ops, x):
@@ -518,6 +542,31 @@ def test_synflow_ranks_architectures_as_discrete_networks_do(architectures):
     naive = np.array([naive_synflow(numpy_params, o, np.asarray(ones)) for o in ops])
     expected = np.log(naive, where=naive > 0, out=np.full(len(naive), -np.inf))
     assert_same_ranking(np.asarray(score(masks)), expected)
+
+
+@pytest.mark.parametrize("single_path", [False, True])
+def test_zen_has_the_features_and_deviations_of_discrete_networks(architectures, single_path):
+    ops, masks, params, images = architectures
+    size = ProxySize(10, single_path=single_path, rolled=single_path)
+    network = NAS_BENCH_201.supernet(size, NHWC)
+
+    @quick_jit
+    def sown(masks):
+        def one(mask):
+            sown = network.apply({"params": params}, images, mask, mutable=[FEATURES, DEVIATIONS])[
+                1
+            ]
+            return jax.tree.leaves(sown[FEATURES])[-1], ravel_pytree(sown[DEVIATIONS])[0].sum()
+
+        return jax.lax.map(one, masks)
+
+    params_and_images = jax.tree.map(np.asarray, (params, images))
+    for names, features, total in zip(ops[:12], *sown(masks[:12]), strict=True):
+        *_, expected, deviations = discrete_network(
+            params_and_images[0], names, params_and_images[1], normalized=True
+        )
+        np.testing.assert_allclose(features, expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(total, sum(deviations), rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int16", "int32"])

@@ -79,6 +79,7 @@ def test_a_network_without_connections(measured):
     assert nothing["meco"] == 0
     for name in ("grad_norm", "snip", "zico", "log_synflow", "plain", "l2_norm"):
         assert nothing[name] == 0, name
+    assert nothing["zen"] == -np.inf
 
 
 @pytest.mark.parametrize("space", [NAS_BENCH_201, DARTS], ids=lambda space: space.name)
@@ -120,7 +121,7 @@ def test_a_connected_network_has_finite_positive_scores(measured):
 JACOBIANS_AND_FEATURES = [
     name
     for name, metric in METRICS.items()
-    if metric.shares in ("input_jacobian", "features") or name == "az_trainability"
+    if metric.shares in ("input_jacobian", "features") or name in ("az_trainability", "zen")
 ]
 
 
