@@ -28,6 +28,9 @@ from .regions import linear_regions as linear_regions
 from .registry import METRICS as METRICS
 from .registry import Metric as Metric
 from .registry import get_metric as get_metric
+from .saliencies import grasp as grasp
 from .saliencies import l2_norm as l2_norm
 from .saliencies import log_synflow as log_synflow
 from .saliencies import plain as plain
+from .samples import grad_sign as grad_sign
+from .samples import vkdnw as vkdnw

@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from tenas_jax.architectures.space import Masks, SearchSpace
 from tenas_jax.errors import InputError
-from tenas_jax.metrics import proxies, saliencies
+from tenas_jax.metrics import proxies, saliencies, samples
 from tenas_jax.metrics.draw import Draw
 from tenas_jax.metrics.features import az_expressivity, az_progressivity, az_trainability, meco, zen
 from tenas_jax.metrics.flops import flops
@@ -241,6 +241,39 @@ METRICS: dict[str, Metric] = {
             "Abdelfattah et al. 2021",
             positive=True,
             shares="gradient",
+        ),
+        Metric(
+            "grasp",
+            +1,
+            lambda draw: saliencies.grasp(
+                draw.logits_by_jax, draw.params, draw.x, draw.labels, select=draw.is_kernel
+            ),
+            "GraSP",
+            "Wang et al. 2020; Abdelfattah et al. 2021",
+        ),
+        Metric(
+            "grad_sign",
+            +1,
+            lambda draw: samples.grad_sign(
+                draw.logits_by_jax, draw.params, draw.x, draw.labels, select=draw.is_kernel
+            ),
+            "GradSign",
+            "Zhang & Jia 2022",
+            positive=True,
+        ),
+        Metric(
+            "vkdnw",
+            +1,
+            lambda draw: samples.vkdnw(
+                draw.logits_by_jax,
+                draw.params,
+                draw.x,
+                select=draw.is_kernel,
+                stacked=draw.is_stacked,
+            ),
+            "VKDNW",
+            "Tybl & Neumann 2025",
+            positive=True,
         ),
         Metric("zico", +1, _zico, "ZiCo", "Li et al. 2023"),
         Metric(

@@ -78,6 +78,52 @@ def signed_saliency(
     return (theta * g).sum()
 
 
+def grasp(
+    apply_fn: ApplyFn,
+    params: PyTree,
+    x: Any,
+    labels: Shaped[Array, "n"],
+    *,
+    select: Select = is_weight,
+) -> Float[Array, ""]:
+    """GraSP, -sum of theta H g (Wang et al. 2020, eq. 8; summed: Abdelfattah et al. 2021).
+
+    g and H are gradient and Hessian of the mean cross-entropy by the selected weights, at
+    temperature 1. The sign is that of Abdelfattah et al. and NASLib. The sum is the derivative of
+    the slope along g while all weights grow by a common factor, so that no Hessian is made.
+
+    Args:
+        apply_fn: see `grad_norm`, like all arguments; differentiable in reverse mode, twice.
+        params: parameters.
+        x: the batch.
+        labels: class of each sample.
+        select: which parameters take part.
+
+    Returns:
+        A scalar; higher is better in the published code. 0 where the loss depends on no weight.
+
+    Raises:
+        InputError: see `grad_norm`.
+
+    Example:
+        >>> square = lambda p, x: x * jnp.square(p["w"])[None]  # with one class there is no loss
+        >>> float(grasp(square, {"w": jnp.ones(1)}, jnp.ones((2, 1)), jnp.array([0, 0])))
+        -0.0
+    """
+    require_weights(params, select)
+    gradient = select_leaves(loss_gradient(params, apply_fn, x, labels), select)
+
+    def slope(factor: Float[Array, ""]) -> Float[Array, ""]:
+        """Of the loss along `gradient`, with the weights times a factor."""
+        scaled = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: factor.astype(leaf.dtype) * leaf if select(path) else leaf, params
+        )
+        there = select_leaves(loss_gradient(scaled, apply_fn, x, labels), select)
+        return jnp.stack([(g * h).sum() for g, h in zip(gradient, there, strict=True)]).sum()
+
+    return -jax.grad(slope)(jnp.ones((), gradient[0].dtype))
+
+
 def l2_norm(
     params: PyTree, *, select: Select = is_weight, stacked: Select = never
 ) -> Float[Array, ""]:

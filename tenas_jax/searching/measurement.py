@@ -274,6 +274,10 @@ class SupernetDraw(Draw):
         """The logits, by a network that compiles sooner and runs slower."""
         return _apply(self._network(), params, x, self._mask)[0]
 
+    def logits_by_jax(self, params: PyTree, x: Array) -> Float[Array, "n classes"]:
+        """The logits, in NHWC: the fast layout is for batches, and has first derivatives only."""
+        return _apply(self._network(NHWC), params, x, self._mask)[0]
+
     @property
     def is_stacked(self) -> Callable[[tuple[Any, ...]], bool]:
         """Parallel edges are stacked, in all but the classifier."""

@@ -7,55 +7,58 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compilation import quick_jit
+from perceptron import (
+    HIDDEN,
+    INPUTS,
+    differences,
+    numpy_logits,
+    numpy_loss,
+    perceptron,
+    random_case,
+    unravel,
+)
 
 from tenas_jax.metrics.saliencies import (
     connected_weights,
+    grasp,
     l2_norm,
     log_synflow,
     plain,
 )
 
-N, INPUTS, HIDDEN, CLASSES = 5, 3, 4, 3
-SHAPES = {"first": {"kernel": (INPUTS, HIDDEN)}, "second": {"kernel": (HIDDEN, CLASSES)}}
-SIZES = INPUTS * HIDDEN, HIDDEN * CLASSES
-
-
-def perceptron(params, x):
-    return jax.nn.relu(x @ params["first"]["kernel"]) @ params["second"]["kernel"]
-
-
-def unravel(theta):
-    first, second = np.split(np.asarray(theta), [SIZES[0]])
-    return first.reshape(INPUTS, HIDDEN), second.reshape(HIDDEN, CLASSES)
-
-
-def numpy_logits(theta, x):
-    first, second = unravel(theta)
-    return np.maximum(x @ first, 0) @ second
-
-
-def numpy_loss(theta, x, labels):
-    logits = numpy_logits(theta, x)
-    shifted = logits - logits.max(1, keepdims=True)
-    log_p = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-    return -log_p[np.arange(len(x)), labels].mean()
-
-
-def differences(f, theta, step=1e-5):
-    """The derivatives of f, one parameter after the other."""
-    steps = step * np.eye(len(theta))
-    return np.stack([(f(theta + s) - f(theta - s)) / (2 * step) for s in steps])
-
 
 @pytest.fixture
 def case():
-    """Weights as a vector and as a tree, samples, labels, in double precision."""
-    rng = np.random.default_rng(0)
-    theta, x = rng.normal(size=sum(SIZES)), rng.normal(size=(N, INPUTS))
-    labels = rng.integers(CLASSES, size=N)
     with jax.enable_x64(True):
-        first, second = map(jnp.asarray, unravel(theta))
-        yield theta, {"first": {"kernel": first}, "second": {"kernel": second}}, x, labels
+        yield random_case()
+
+
+def test_grasp_is_minus_the_product_of_weights_hessian_and_gradient(case):
+    theta, params, x, labels = case
+
+    def gradient(theta):
+        return differences(lambda t: numpy_loss(t, x, labels), theta, 1e-4)
+
+    hessian = differences(gradient, theta, 1e-4)
+    np.testing.assert_allclose(hessian, hessian.T, atol=1e-6)
+    expected = -theta @ hessian @ gradient(theta)
+    assert abs(expected) > 1e-3
+    value = quick_jit(partial(grasp, perceptron))(params, x, labels)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+def test_grasp_of_some_weights_is_that_of_their_block_of_the_hessian(case):
+    theta, params, x, labels = case
+    first, second = np.split(theta, [INPUTS * HIDDEN])
+
+    def gradient(second):
+        return differences(
+            lambda t: numpy_loss(np.concatenate([first, t]), x, labels), second, 1e-4
+        )
+
+    expected = -second @ differences(gradient, second, 1e-4) @ gradient(second)
+    score = partial(grasp, perceptron, select=lambda path: path[0].key == "second")
+    np.testing.assert_allclose(quick_jit(score)(params, x, labels), expected, rtol=1e-5)
 
 
 def test_plain_is_the_sum_of_the_signed_products(case):

@@ -16,16 +16,19 @@ from tenas_jax.data.images import ImageSet
 from tenas_jax.metrics.ntk import empirical_ntk
 from tenas_jax.metrics.registry import METRICS
 from tenas_jax.networks.layouts import NHWC
+from tenas_jax.networks.ops import operators
 from tenas_jax.searching.config import NTKConfig, RegionsConfig, SearchConfig
 from tenas_jax.searching.measurement import Images, initialized, make_measure
 from tenas_jax.searching.problem import look_up
 from tenas_jax.spaces import DARTS, NAS_BENCH_201
 
+# Of a network in NHWC, which takes as long to compile as all others: of a small space below.
+IN_NHWC = ("grasp", "grad_sign", "vkdnw")
 CONFIG = SearchConfig(
     images=16,
     image_size=8,
     padding=1,
-    metrics=",".join(METRICS),
+    metrics=",".join(name for name in METRICS if name not in IN_NHWC),
     ntk=NTKConfig(batch_size=6),
     regions=RegionsConfig(batch_size=20, batches=2),
 )
@@ -52,7 +55,7 @@ def measured(image_set):
 
 def test_every_metric_is_measured(measured):
     _, rows = measured
-    assert {*rows[0], "parameters", "flops"} == set(METRICS)
+    assert {*rows[0], *IN_NHWC, "parameters", "flops"} == set(METRICS)
 
 
 def test_a_metric_does_not_depend_on_what_else_is_measured(measured, image_set):
@@ -156,3 +159,47 @@ def test_costs_are_those_of_the_discrete_networks(measured):
     np.testing.assert_array_equal(METRICS["parameters"].count(NAS_BENCH_201, masks), parameters)
     np.testing.assert_array_equal(METRICS["flops"].count(NAS_BENCH_201, masks), flops)
     assert parameters[1] == 73306
+
+
+SMALL = dataclasses.replace(
+    NAS_BENCH_201, name="small", operators=operators("none", "skip_connect", "nor_conv_1x1")
+)
+OF_WEIGHTS = ("log_synflow", "plain", "l2_norm", *IN_NHWC)
+
+
+def of_weights(space):
+    """All metrics of weights of a space, measured as a supernet and as a single path."""
+    config = dataclasses.replace(CONFIG, metrics=",".join(OF_WEIGHTS), ntk=NTKConfig(batch_size=4))
+    problem = look_up(config, space=space)
+    return [
+        quick_jit(partial(make_measure(problem, single_path=path), problem.metrics))
+        for path in (False, True)
+    ]
+
+
+def test_metrics_of_weights_are_the_same_of_both_forms_of_a_network(image_set):
+    key, images = jax.random.key(1), Images.of(image_set)
+    as_supernet, as_path = of_weights(SMALL)
+    paths = [SMALL.from_string(text) for text in ("(1, 2, 2, 1, 2, 2)", "(2, 1, 0, 2, 0, 0)")]
+    rows = [as_path(key, mask, images) for mask in paths]
+    for mask, row in zip(paths, rows, strict=True):
+        expected = as_supernet(key, mask, images)
+        for name, value in row.items():
+            np.testing.assert_allclose(value, expected[name], rtol=2e-3, atol=1e-5, err_msg=name)
+            assert value != 0
+    # Operators on a dead end are not in the network.
+    without = as_path(key, SMALL.from_string("(0, 1, 0, 0, 0, 0)"), images)
+    assert without["l2_norm"] < rows[1]["l2_norm"]
+    nothing = as_path(key, np.eye(3, dtype=bool)[np.zeros((1, 6), int)], images)
+    for name in OF_WEIGHTS:
+        assert np.isnan(nothing[name]) if name == "vkdnw" else nothing[name] == 0, name
+    supernet = as_supernet(key, SMALL.initial_mask(), images)
+    assert all(np.isfinite(list(supernet.values())))
+    assert supernet["l2_norm"] > max(row["l2_norm"] for row in rows)
+
+
+def test_metrics_of_weights_of_a_single_path_of_darts(image_set):
+    [mask] = architectures.sample(DARTS, 1, np.random.default_rng(0))
+    row = of_weights(DARTS)[1](jax.random.key(1), mask, Images.of(image_set))
+    assert all(np.isfinite(list(row.values())))
+    assert row["grad_sign"] > 0 and 0 < row["vkdnw"] < np.log(9)

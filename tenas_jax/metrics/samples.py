@@ -1,0 +1,216 @@
+"""Metrics of the gradients of single samples, as pure functions of any model.
+
+Each sample goes through the network alone, as in the published code, so that batch normalization
+uses the statistics of its pixels, and the gradients of n samples cost little more than that of a
+batch of n.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, PyTree, Shaped
+
+from tenas_jax.metrics.model import (
+    ApplyFn,
+    Select,
+    at_least_single,
+    is_weight,
+    require_logits,
+    require_weights,
+    select_leaves,
+)
+from tenas_jax.metrics.proxies import loss_gradient, never
+from tenas_jax.numerics import PRECISION, require_numbers
+
+# Share of the uniform distribution in the probabilities of `vkdnw`, as in its code.
+_SMOOTHING = 0.05
+_DECILES = tuple(tenths / 10 for tenths in range(1, 10))
+
+
+def grad_sign(
+    apply_fn: ApplyFn,
+    params: PyTree,
+    x: Any,
+    labels: Shaped[Array, "n"],
+    *,
+    select: Select = is_weight,
+) -> Float[Array, ""]:
+    """GradSign, sum over weights of |sum over samples of sign g| (Zhang & Jia 2022, algorithm 1).
+
+    g is the gradient of a sample's cross-entropy. The sum is the paper's; its code takes the mean
+    over weights, which says nothing of the size of a network.
+
+    Args:
+        apply_fn: maps `(params, x)` to the logits [n, classes] for a batch of one sample, too;
+            differentiable in reverse mode.
+        params: parameters, a pytree of arrays.
+        x: the batch, a pytree of arrays whose first axis is that of the samples.
+        labels: class of each sample, from 0.
+        select: whether the parameter at a path takes part; by default all but biases.
+
+    Returns:
+        A scalar, from 0, where no sample has a gradient, to n times the number of weights; higher
+        is better. The sign of a gradient that is zero but for rounding errors, as that of the scale
+        of a kernel before a batch normalization, is noise.
+
+    Raises:
+        InputError: see `grad_norm`.
+
+    Example:
+        >>> params, x = {"kernel": jnp.zeros((1, 2))}, jnp.array([[1.0], [1.0], [-2.0]])
+        >>> labels = jnp.array([0, 0, 0])  # signs of the gradients: - +, - +, + -
+        >>> float(grad_sign(lambda p, x: x @ p["kernel"], params, x, labels))
+        2.0
+    """
+    require_weights(params, select)
+    require_numbers(x=x)
+
+    def add(signs: list[Array], sample: tuple[Any, Array]) -> tuple[list[Array], None]:
+        one, label = jax.tree.map(lambda leaf: leaf[None], sample)
+        gradient = select_leaves(loss_gradient(params, apply_fn, one, label), select)
+        return jax.tree.map(lambda total, g: total + jnp.sign(g), signs, gradient), None
+
+    zeros = jax.tree.map(jnp.zeros_like, select_leaves(params, select))
+    signs, _ = lax.scan(add, zeros, (x, labels))
+    return jnp.abs(ravel_pytree(signs)[0]).sum()
+
+
+def vkdnw(
+    apply_fn: ApplyFn,
+    params: PyTree,
+    x: Any,
+    *,
+    select: Select = is_weight,
+    stacked: Select = never,
+) -> Float[Array, ""]:
+    """VKDNW, the entropy of the deciles of the Fisher information's spectrum (Tybl & Neumann 2025).
+
+    With the logits' Jacobian J_n [classes, layer] of a sample by one weight of each layer, the
+    first, and the probabilities p_n, the information is F = mean_n J_n' (diag p_n - p_n p_n') J_n.
+    With the deciles q_1 to q_9 of its eigenvalues and r_k = q_k / sum_i q_i, the entropy is
+    -sum_k r_k log r_k.
+
+    As in the published code probabilities are smoothed by 5 % of the uniform distribution. The
+    number of layers, which the paper adds to the entropy for its ranking, is left out. Weights are
+    those selected, where that code takes biases and affine parameters as well. A layer whose weight
+    has no influence on any sample is not in the network, as those of pruned operators.
+
+    Args:
+        apply_fn: maps `(params, x)` to the logits [n, classes] for a batch of one sample, too;
+            differentiable in reverse mode.
+        params: parameters, a pytree of arrays; a layer is a leaf.
+        x: the batch, a pytree of arrays whose first axis is that of the samples. The published code
+            takes Gaussian noise by default.
+        select: whether the parameter at a path takes part; by default all but biases.
+        stacked: whether the leaf at a path is several layers along its first axis.
+
+    Returns:
+        A scalar from 0 to log 9; higher is better. NaN where it is undefined: all deciles are zero,
+        as in a network without connections.
+
+    Raises:
+        InputError: no parameter is selected, one has the wrong data type, or the logits do.
+
+    Example:
+        >>> params = {"first": {"w": jnp.ones(1)}, "second": {"w": jnp.ones(1)}}
+        >>> x = jnp.array([[1.0, 0.0], [0.0, 1.0]])  # the same for each weight
+        >>> def apply_fn(params, x):
+        ...     return x * jnp.concatenate([params["first"]["w"], params["second"]["w"]])[None]
+        >>> bool(jnp.isclose(vkdnw(apply_fn, params, x), jnp.log(9)))
+        True
+    """
+    information, present = fisher_information(apply_fn, params, x, select=select, stacked=stacked)
+    return decile_entropy(information, present)
+
+
+def fisher_information(
+    apply_fn: ApplyFn,
+    params: PyTree,
+    x: Any,
+    *,
+    select: Select = is_weight,
+    stacked: Select = never,
+) -> tuple[Float[Array, "layer layer"], Bool[Array, "layer"]]:
+    """The empirical Fisher information of the first weight of each layer.
+
+    Args:
+        apply_fn: see `vkdnw`, like all arguments.
+        params: parameters.
+        x: the batch.
+        select: which parameters take part.
+        stacked: which leaves are several layers.
+
+    Returns:
+        The information, and which layers have any influence on the logits.
+
+    Raises:
+        InputError: see `vkdnw`.
+
+    Example:
+        >>> params, x = {"w": jnp.zeros(1)}, jnp.array([[1.0, -1.0]])
+        >>> information, present = fisher_information(lambda p, x: p["w"][None] * x, params, x)
+        >>> round(float(information[0, 0]), 3), present.tolist()
+        (1.0, [True])
+    """
+    require_weights(params, select)
+    require_numbers(x=x)
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    several = [stacked(path) for path in paths if select(path)]
+
+    def first_weights(tree: PyTree) -> Float[Array, "layer"]:
+        leaves = zip(select_leaves(tree, select), several, strict=True)
+        return jnp.concatenate(
+            [leaf.reshape(len(leaf) if layers else 1, -1)[:, 0] for leaf, layers in leaves]
+        )
+
+    def jacobian(sample: Any) -> tuple[Float[Array, "classes layer"], Float[Array, "classes"]]:
+        def logits(params: PyTree) -> Float[Array, "classes"]:
+            outputs = apply_fn(params, jax.tree.map(lambda leaf: leaf[None], sample))
+            require_logits(outputs)
+            return outputs[0]
+
+        outputs, pullback = jax.vjp(logits, params)
+        classes = jnp.eye(len(outputs), dtype=outputs.dtype)
+        # Not `vmap`: convolutions of several cotangents take minutes to compile.
+        rows = lax.map(lambda cotangent: first_weights(pullback(cotangent)[0]), classes)
+        return rows, outputs.astype(at_least_single(outputs.dtype))
+
+    jacobians, logits = lax.map(jacobian, x)
+    classes = logits.shape[1]
+    p = (1 - _SMOOTHING) * jax.nn.softmax(logits) + _SMOOTHING / classes
+    # J' (diag p - p p') J is the covariance of the rows of J, weighted by p.
+    mean = jnp.einsum("nc,ncl->nl", p, jacobians, precision=PRECISION)
+    centered = jnp.sqrt(p)[..., None] * (jacobians - mean[:, None])
+    rows = centered.reshape(-1, centered.shape[-1])
+    present = (jacobians != 0).any((0, 1))
+    return jnp.matmul(rows.T, rows, precision=PRECISION) / len(logits), present
+
+
+def decile_entropy(
+    information: Float[Array, "layer layer"], present: Bool[Array, "layer"]
+) -> Float[Array, ""]:
+    """The entropy of the deciles of a spectrum, as shares of their sum, which `vkdnw` is.
+
+    Args:
+        information: a symmetric positive semi-definite matrix, zero where layers are not present.
+        present: which rows and columns belong to a layer of the network.
+
+    Returns:
+        A scalar; NaN where all deciles are zero.
+
+    Example:
+        >>> present = jnp.array([True, True, False])
+        >>> float(jnp.exp(decile_entropy(jnp.diag(jnp.array([2.0, 2.0, 0.0])), present)))
+        9.0
+    """
+    spectrum = jnp.clip(jnp.linalg.eigvalsh(information), 0)
+    last = present.sum() - 1  # layers that are not present come first, as zeros
+    places = len(present) - 1 - last + jnp.array(_DECILES) * last
+    below = jnp.clip(jnp.floor(places).astype(int), 0, len(present) - 1)
+    above = jnp.minimum(below + 1, len(present) - 1)
+    deciles = spectrum[below] + (places - below) * (spectrum[above] - spectrum[below])
+    shares = deciles / deciles.sum()
+    return -jax.scipy.special.xlogy(shares, shares).sum()

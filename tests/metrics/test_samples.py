@@ -1,0 +1,119 @@
+"""Metrics of single samples' gradients against differences and naive sums in NumPy."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from compilation import quick_jit
+from perceptron import (
+    CLASSES,
+    HIDDEN,
+    INPUTS,
+    N,
+    differences,
+    numpy_logits,
+    numpy_loss,
+    perceptron,
+    random_case,
+)
+
+from tenas_jax.errors import InputError
+from tenas_jax.metrics.samples import decile_entropy, fisher_information, grad_sign, vkdnw
+
+
+@pytest.fixture
+def case():
+    with jax.enable_x64(True):
+        yield random_case()
+
+
+def test_grad_sign_counts_the_signs_of_each_samples_gradient(case):
+    theta, params, x, labels = case
+    gradients = [
+        differences(lambda t, i=i: numpy_loss(t, x[i : i + 1], labels[i : i + 1]), theta)
+        for i in range(N)
+    ]
+    signs = np.sign(np.where(np.abs(gradients) < 1e-8, 0, gradients))
+    assert (signs == 0).any()  # behind a ReLU that is off
+    expected = np.abs(signs.sum(0)).sum()
+    assert expected < np.abs(signs).sum()
+    value = quick_jit(partial(grad_sign, perceptron))(params, x, labels)
+    assert value == expected
+
+
+def naive_information(theta, x, weights):
+    """Tybl & Neumann 2025, one sample and one pair of classes after the other."""
+    total = np.zeros((len(weights), len(weights)))
+    for one in x:
+        jacobian = differences(lambda t, one=one: numpy_logits(t, one[None])[0], theta)[weights]
+        logits = numpy_logits(theta, one[None])[0]
+        p = 0.95 * np.exp(logits) / np.exp(logits).sum() + 0.05 / CLASSES
+        for a in range(CLASSES):
+            for b in range(CLASSES):
+                covariance = p[a] * (a == b) - p[a] * p[b]
+                total += covariance * np.outer(jacobian[:, a], jacobian[:, b])
+    return total / len(x)
+
+
+def naive_entropy(information):
+    deciles = np.quantile(np.linalg.eigvalsh(information), np.arange(1, 10) / 10)
+    shares = deciles / deciles.sum()
+    return -sum(share * np.log(share) for share in shares if share > 0)
+
+
+# By row, each is a layer of its own: first [INPUTS, HIDDEN], second [HIDDEN, CLASSES].
+EACH_ROW = [row * HIDDEN for row in range(INPUTS)] + [
+    INPUTS * HIDDEN + row * CLASSES for row in range(HIDDEN)
+]
+
+
+def test_fisher_information_is_that_of_the_first_weight_of_each_layer(case):
+    theta, params, x, _ = case
+    information, present = quick_jit(partial(fisher_information, perceptron))(params, x)
+    expected = naive_information(theta, x, [0, INPUTS * HIDDEN])
+    np.testing.assert_allclose(information, expected, rtol=1e-6, atol=1e-12)
+    assert present.all()
+    score = quick_jit(partial(vkdnw, perceptron, stacked=lambda path: True))
+    expected = naive_entropy(naive_information(theta, x, EACH_ROW))
+    assert 0.1 < expected < np.log(9)
+    np.testing.assert_allclose(score(params, x), expected, rtol=1e-6)
+
+
+def test_layers_that_are_not_in_the_network_change_nothing(case):
+    _, params, x, _ = case
+    score = quick_jit(partial(vkdnw, perceptron, stacked=lambda path: True))
+    with_pruned = {**params, "pruned": {"kernel": jnp.ones((7, 2))}}
+    np.testing.assert_allclose(score(with_pruned, x), score(params, x), rtol=1e-9)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 11, 44])
+def test_deciles_are_those_of_numpy(layers):
+    factor = np.random.default_rng(layers).normal(size=(layers, layers))
+    information = np.zeros((layers + 3, layers + 3))
+    information[1 : layers + 1, 1 : layers + 1] = factor @ factor.T
+    present = np.zeros(layers + 3, bool)
+    present[1 : layers + 1] = True
+    expected = naive_entropy(factor @ factor.T)
+    value = quick_jit(decile_entropy)(jnp.asarray(information), jnp.asarray(present))
+    np.testing.assert_allclose(value, expected, rtol=1e-4)
+
+
+def test_vkdnw_of_a_network_without_connections_is_undefined():
+    params, x = {"kernel": jnp.ones((2, 3))}, jnp.ones((4, 2))
+    assert jnp.isnan(quick_jit(partial(vkdnw, lambda p, x: 0 * x @ p["kernel"]))(params, x))
+
+
+def test_grad_sign_of_a_network_without_connections_is_zero():
+    params, x = {"kernel": jnp.ones((2, 3))}, jnp.ones((4, 2))
+    score = partial(grad_sign, lambda p, x: 0 * x @ p["kernel"])
+    assert quick_jit(score)(params, x, jnp.array([0, 1, 2, 0])) == 0
+
+
+def test_bad_input_is_named():
+    params, x = {"kernel": jnp.ones((2, 3))}, jnp.ones((4, 2))
+    with pytest.raises(InputError, match=r"shape \(1, 3, 1\): it must return one array"):
+        vkdnw(lambda p, x: (x @ p["kernel"])[..., None], params, x)
+    with pytest.raises(InputError, match="no parameter is selected"):
+        grad_sign(lambda p, x: x, params, x, jnp.zeros(4, int), select=lambda path: False)
