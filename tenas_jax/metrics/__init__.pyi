@@ -32,5 +32,6 @@ from .saliencies import grasp as grasp
 from .saliencies import l2_norm as l2_norm
 from .saliencies import log_synflow as log_synflow
 from .saliencies import plain as plain
+from .samples import fisher as fisher
 from .samples import grad_sign as grad_sign
 from .samples import vkdnw as vkdnw

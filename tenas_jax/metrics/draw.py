@@ -14,6 +14,7 @@ from tenas_jax.metrics.input_jacobian import input_jacobian
 from tenas_jax.metrics.model import ApplyFn, Select, is_weight, require_weights
 from tenas_jax.metrics.ntk import empirical_ntk
 from tenas_jax.metrics.proxies import Flow, loss_gradient, positive_flow
+from tenas_jax.metrics.samples import SampleGradients, sample_gradients
 from tenas_jax.numerics import random_key
 
 
@@ -168,6 +169,13 @@ class Draw:
     def input_jacobian(self) -> tuple[Float[Array, "n inputs"], Float[Array, "n classes"]]:
         """The gradient of the summed outputs by each sample, and the logits it is of."""
         return input_jacobian(partial(self.logits_once, self.params), self.x)
+
+    @cached_property
+    def sample_gradients(self) -> SampleGradients:
+        """Sums over samples of the gradients of their own cross-entropy by `params`."""
+        return sample_gradients(
+            self.logits_by_jax, self.params, self.x, self.labels, select=self.is_kernel
+        )
 
     @cached_property
     def flow(self) -> Flow:

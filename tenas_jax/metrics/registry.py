@@ -36,8 +36,8 @@ class Metric:
         positive: whether all its values are positive, as logarithms of it need; 0 may be one where
             there is nothing to measure.
         shares: what of a draw it shares with other metrics, which are then measured by one program:
-            `kernel`, `patterns`, `gradient`, `flow`, `input_jacobian`, `features`, or a word of
-            your own; empty: it has one alone.
+            `kernel`, `patterns`, `gradient`, `flow`, `sample gradients`, `input_jacobian`,
+            `features`, or a word of your own; empty: it has one alone.
         count: where a metric does not depend on a draw, a function of `(space, masks)` that returns
             an exact number for each mask; it runs on the host, instead of `measure`.
         minimum: the smallest value that it can have; a file that says less is damaged.
@@ -254,12 +254,22 @@ METRICS: dict[str, Metric] = {
         Metric(
             "grad_sign",
             +1,
-            lambda draw: samples.grad_sign(
-                draw.logits_by_jax, draw.params, draw.x, draw.labels, select=draw.is_kernel
-            ),
+            lambda draw: samples.agreement(draw.sample_gradients),
             "GradSign",
             "Zhang & Jia 2022",
             positive=True,
+            shares="sample gradients",
+        ),
+        Metric(
+            "fisher",
+            +1,
+            lambda draw: samples.information_of_weights(
+                draw.params, draw.sample_gradients, draw.is_kernel
+            ),
+            "Fisher",
+            "Theis et al. 2018; Abdelfattah et al. 2021",
+            positive=True,
+            shares="sample gradients",
         ),
         Metric(
             "vkdnw",

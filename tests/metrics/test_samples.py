@@ -20,7 +20,13 @@ from perceptron import (
 )
 
 from tenas_jax.errors import InputError
-from tenas_jax.metrics.samples import decile_entropy, fisher_information, grad_sign, vkdnw
+from tenas_jax.metrics.samples import (
+    decile_entropy,
+    fisher,
+    fisher_information,
+    grad_sign,
+    vkdnw,
+)
 
 
 @pytest.fixture
@@ -41,6 +47,16 @@ def test_grad_sign_counts_the_signs_of_each_samples_gradient(case):
     assert expected < np.abs(signs).sum()
     value = quick_jit(partial(grad_sign, perceptron))(params, x, labels)
     assert value == expected
+
+
+def test_fisher_is_half_the_squared_products_of_weights_and_gradients(case):
+    theta, params, x, labels = case
+    expected = 0.0
+    for i in range(N):
+        gradient = differences(lambda t, i=i: numpy_loss(t, x[i : i + 1], labels[i : i + 1]), theta)
+        expected += sum((theta[k] * gradient[k]) ** 2 for k in range(len(theta))) / (2 * N)
+    value = quick_jit(partial(fisher, perceptron))(params, x, labels)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
 
 
 def naive_information(theta, x, weights):
@@ -105,9 +121,10 @@ def test_vkdnw_of_a_network_without_connections_is_undefined():
     assert jnp.isnan(quick_jit(partial(vkdnw, lambda p, x: 0 * x @ p["kernel"]))(params, x))
 
 
-def test_grad_sign_of_a_network_without_connections_is_zero():
+@pytest.mark.parametrize("metric", [grad_sign, fisher])
+def test_samples_of_a_network_without_connections_have_no_gradient(metric):
     params, x = {"kernel": jnp.ones((2, 3))}, jnp.ones((4, 2))
-    score = partial(grad_sign, lambda p, x: 0 * x @ p["kernel"])
+    score = partial(metric, lambda p, x: 0 * x @ p["kernel"])
     assert quick_jit(score)(params, x, jnp.array([0, 1, 2, 0])) == 0
 
 

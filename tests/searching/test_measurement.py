@@ -23,7 +23,7 @@ from tenas_jax.searching.problem import look_up
 from tenas_jax.spaces import DARTS, NAS_BENCH_201
 
 # Of a network in NHWC, which takes as long to compile as all others: of a small space below.
-IN_NHWC = ("grasp", "grad_sign", "vkdnw")
+IN_NHWC = ("grasp", "grad_sign", "fisher", "vkdnw")
 CONFIG = SearchConfig(
     images=16,
     image_size=8,
@@ -197,8 +197,9 @@ def test_metrics_of_weights_are_the_same_of_both_forms_of_a_network(image_set):
     assert supernet["l2_norm"] > max(row["l2_norm"] for row in rows)
 
 
-def test_grad_sign_of_a_single_path_of_darts(image_set):
+def test_gradients_of_samples_of_a_single_path_of_darts(image_set):
     [mask] = architectures.sample(DARTS, 1, np.random.default_rng(0))
-    measured = of_weights(DARTS, "grad_sign", single_path=True)
-    value = measured(jax.random.key(1), mask, Images.of(image_set))["grad_sign"]
-    assert value == round(float(value)) > 0
+    measured = of_weights(DARTS, "grad_sign,fisher", single_path=True)
+    row = measured(jax.random.key(1), mask, Images.of(image_set))
+    assert row["grad_sign"] == round(float(row["grad_sign"])) > 0
+    assert 0 < row["fisher"] < np.inf
