@@ -2,8 +2,11 @@
 
 from collections.abc import Callable
 
+import matplotlib
 import numpy as np
 from jaxtyping import Bool, Float
+from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
@@ -14,6 +17,8 @@ Array = Float[np.ndarray, "*shape"]
 STEPS = (50.0, 20.0, 10.0, 5.0, 2.0, 1.0, 0.5, 0.2, 0.1)  # of ticks, %
 MARGIN, APART = 0.04, 0.06  # of the height of the axis
 MANY = 3000  # dots, which are smaller then
+WIDTH, WIDE = 6.4, 5.0  # inches: of figures, and from which letters are larger
+HEIGHT = 0.78  # of the width
 
 
 def scatter(
@@ -24,6 +29,7 @@ def scatter(
     title: str,
     column: str,
     log: bool,
+    width: float = WIDTH,
 ) -> Figure:
     """A score against accuracy (arXiv 2102.11535, Figures 1, 3 and 9).
 
@@ -36,12 +42,41 @@ def scatter(
         title: of the plot.
         column: name of the accuracy.
         log: whether the axis of the score is logarithmic.
+        width: of the figure, inches; letters do not shrink as it does.
     """
-    figure = Figure(figsize=(6.4, 5), layout="constrained")
-    axes = figure.subplots()
-    axes.set_title(title, fontsize=10)
-    better = "higher" if score.direction > 0 else "lower"
-    axes.set(xlabel=f"{score.label} ({better} is better)", ylabel=f"{column}, %")
+    with matplotlib.rc_context({"font.size": 10 if width >= WIDE else 7}):
+        figure = Figure(figsize=(width, HEIGHT * width), layout="constrained")
+        axes = figure.subplots()
+        size = (5 if len(accuracy) > MANY else 14) * width / WIDTH
+        _draw(axes, score, accuracy, alive, size=size, log=log)
+        better = "higher" if score.direction > 0 else "lower"
+        axes.set_title(title, fontsize="medium")
+        axes.set_xlabel(f"{_plain(score.label)} ({better} is better)")
+        axes.set_ylabel(f"{_plain(column)}, %")
+        legend = figure.legend(
+            loc="outside lower center", ncols=3, frameon=False, columnspacing=1, handletextpad=0.3
+        )
+        for handle in legend.legend_handles:
+            if isinstance(handle, PathCollection):
+                handle.set_sizes([14])
+    return figure
+
+
+def _plain(text: str) -> str:
+    """A text in which matplotlib finds no formula."""
+    return text.replace("$", r"\$")
+
+
+def _draw(
+    axes: Axes,
+    score: Score,
+    accuracy: Values,
+    alive: Bool[np.ndarray, " architecture"],
+    *,
+    size: float,
+    log: bool,
+) -> None:
+    """The dots, and the axis of accuracies."""
     axes.grid(alpha=0.3)
     finite = np.isfinite(score.values)
     if log:
@@ -49,9 +84,9 @@ def scatter(
     pools = {"no dead operators": (alive, "C0", 2), "dead operators": (~alive, "0.6", 1)}
     for label, (chosen, color, order) in pools.items():
         points = score.values[finite & chosen], accuracy[finite & chosen]
-        size = 14 if len(accuracy) < MANY else 5
         dots = axes.scatter(*points, s=size, linewidths=0, alpha=0.6, label=label)
-        dots.set(color=color, zorder=order)
+        # As paths, many make a file that is slow to show.
+        dots.set(color=color, zorder=order, rasterized=len(accuracy) > MANY)
     if not finite.all():
         # At the edge of the worst values, in fractions of the width of the axes.
         edge = np.full(np.sum(~finite), 0.0 if score.direction > 0 else 1.0)
@@ -69,8 +104,6 @@ def scatter(
         axes.set_yticks(ticks(forward, accuracy))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter("{x:g}")
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    return figure
 
 
 def stretch(accuracy: Values) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:

@@ -1,5 +1,6 @@
 """`tenas correlate`: how well metrics order architectures by their accuracy."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tenas_jax.analysis.terms import Term, parse_sums, parse_terms
@@ -38,6 +40,7 @@ CHOICE = {
     "precision_1_percent": ("precision\nin best 1 %", 2, 2),
     "precision_5_percent": ("precision\nin best 5 %", 2, 2),
 }
+PLOT_DPI = {"png": 150, "pdf": 300, "svg": 300}
 ALL, ALIVE = "all", "without_dead_operators"
 
 
@@ -73,6 +76,10 @@ class CorrelateOptions:
     """Of the drawing."""
     plots: Path | None = None
     """Folder for a plot of each metric and rank sum against accuracy."""
+    format: Literal["png", "pdf", "svg"] = "png"
+    """Format of the plots."""
+    width: float = 6.4
+    """Width of the plots, inches; 3.3 is a column of a paper."""
     output: Path | None = None
     """JSON file for the numbers."""
 
@@ -82,6 +89,8 @@ class CorrelateOptions:
         for path in self.scores:
             if self.scores.count(path) > 1:
                 raise InputError(f"{path} is given twice: give every seed its own file")
+        if not 2 <= self.width <= 30:
+            raise InputError(f"width must be from 2 to 30 inches, not {self.width:g}")
         parse_terms(self.metrics)
         parse_sums(self.sums)
 
@@ -348,7 +357,7 @@ def _filled(
             _text([each[name][key] for each in pool.estimates], places, ends)
             for key, (_, places, ends) in statistics.items()
         )
-        table.add_row(name, *more(name), *cells)
+        table.add_row(escape(name), *more(name), *cells)
     return table
 
 
@@ -445,9 +454,11 @@ def _write_plots(
             title=title,
             column=options.column,
             log=name not in single and _spans_decades(score.values),
+            width=options.width,
         )
-        with whole_file(options.plots / f"{name}.png") as unfinished:
-            figure.savefig(unfinished, format="png", dpi=150)
+        file = re.sub(r"[^\w.+-]", "_", name)  # columns may have other characters
+        with whole_file(options.plots / f"{file}.{options.format}") as unfinished:
+            figure.savefig(unfinished, format=options.format, dpi=PLOT_DPI[options.format])
 
 
 def _spans_decades(values: "Values") -> bool:

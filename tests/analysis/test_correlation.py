@@ -470,6 +470,43 @@ def test_plots_are_written(files):
         assert imread(Path("new/plots") / name).std() > 0.05  # not blank
 
 
+@pytest.mark.parametrize(("kind", "start"), [("pdf", b"%PDF"), ("svg", b"<?xml"), ("png", b"\x89")])
+def test_plots_for_a_column_of_a_paper(files, kind, start):
+    """Of a column whose name is no name of a file, and has what tables and plots might read."""
+    write_seeds(files, 1)
+    text = Path("seed0.csv").read_text().replace("mine", "a/b [red]$x")
+    Path("seed0.csv").write_text(text)
+    words = ["--metrics", "a/b [red]$x:lower", "--plots", "plots", "--format", kind]
+    assert run_seeds("seed0.csv", *words, "--width", "3.3") == 0
+    names = {"a_b__red__x", "params_m", "flops_m"}
+    assert {path.name for path in Path("plots").iterdir()} == {f"{each}.{kind}" for each in names}
+    for path in Path("plots").iterdir():
+        assert path.read_bytes().startswith(start)
+
+
+@pytest.mark.parametrize("width", [3.3, 6.4])
+def test_what_is_written_in_a_plot_fits_into_it(width):
+    values = np.array([3.0, 900.0, np.inf, 40.0])
+    title = "Kendall tau 0.482 (15625 architectures),\n0.441 (9445 of them without dead operators)"
+    figure = scatter(
+        Score("NTK condition number", -1, values),
+        np.array([90.0, 80.0, 10.0, 94.0]),
+        np.array([True, False, True, True]),
+        title=title,
+        column="cifar10_test",
+        log=True,
+        width=width,
+    )
+    figure.draw_without_rendering()
+    assert figure.get_figwidth() == width
+    [axes] = figure.axes
+    for each in (axes.title, axes.xaxis.label, axes.yaxis.label, figure.legends[0]):
+        box = each.get_window_extent()
+        assert 0 <= box.x0 < box.x1 <= figure.bbox.x1 and 0 <= box.y0 < box.y1 <= figure.bbox.y1
+    labels = [each.get_window_extent() for each in axes.get_yticklabels()]
+    assert all(low.y1 <= high.y0 + 1 for low, high in itertools.pairwise(labels))
+
+
 @pytest.mark.parametrize(
     ("values", "direction", "log"),
     [
@@ -491,7 +528,7 @@ def test_plots_show_every_architecture(values, direction, log):
         column="cifar10_test",
         log=log,
     )
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     axes = figure.axes[0]
     dots = np.concatenate([each.get_offsets() for each in axes.collections])
     triangles = [tuple(point) for line in axes.lines for point in line.get_xydata()]
@@ -532,7 +569,7 @@ def test_axes_of_accuracies_show_the_upper_end(accuracy):
     score = Score("a label", 1, np.arange(len(accuracy)) * 1.0)
     alive = np.ones(len(accuracy), bool)
     figure = scatter(score, accuracy, alive, title="", column="top1", log=False)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     [dots, _] = figure.axes[0].collections
     heights = figure.axes[0].transData.transform(dots.get_offsets())[:, 1]
     shares = (heights - figure.axes[0].bbox.y0) / figure.axes[0].bbox.height
@@ -542,7 +579,7 @@ def test_axes_of_accuracies_show_the_upper_end(accuracy):
 def test_a_plot_of_equal_accuracies():
     score = Score("a label", 1, np.arange(3.0))
     figure = scatter(score, np.full(3, 90.0), np.ones(3, bool), title="", column="top1", log=False)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     assert figure.axes[0].get_yscale() == "linear"
 
 
@@ -727,6 +764,7 @@ def test_without_living_architectures_there_is_one_table(files, capsys):
         ),
         (None, "--column imagenet", "table.csv has 0 columns 'imagenet'"),
         (None, "--resamples 0", "resamples must be at least 1"),
+        (None, "--width 0.5", "width must be from 2 to 30 inches, not 0.5"),
         (None, "--seed -1", "seed at least 0"),
         (None, "--accuracy-table none.csv", "cannot use none.csv: No such file or directory"),
         (None, "--output none/out.json", "cannot use none/out.json: No such file or directory"),

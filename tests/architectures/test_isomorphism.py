@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 from collections import Counter, defaultdict
 
+import jax
 import numpy as np
 import pytest
 from my_nas import SPACE
@@ -12,7 +13,9 @@ from tenas_jax.architectures import EDGE_LIST, canonical_form, first_of_each_cla
 from tenas_jax.architectures.cell_space import has_dead_operators
 from tenas_jax.architectures.enumeration import enumerate_all, sample
 from tenas_jax.errors import InputError
+from tenas_jax.networks.layouts import NHWC
 from tenas_jax.networks.ops import ReLUConvBatchNorm, operators
+from tenas_jax.networks.supernet import Cell
 from tenas_jax.spaces import DARTS, NAS_BENCH_201, TRANSNAS_BENCH_101
 
 MASKS = enumerate_all(NAS_BENCH_201)
@@ -119,10 +122,38 @@ def test_pairs(one, two, same):
     assert (forms[0] == forms[1]) == same
 
 
-def form(space, digits):
-    """The form of the operators of six edges by their numbers."""
+def of_numbers(space, digits):
+    """The mask of the operators of six edges by their numbers."""
     numbers = list(map(int, digits.replace(" ", "")))
-    return canonical_form(space, np.eye(len(space.ops), dtype=bool)[numbers][None])
+    return np.eye(len(space.ops), dtype=bool)[numbers][None]
+
+
+def form(space, digits):
+    return canonical_form(space, of_numbers(space, digits))
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "layer", "edges"),
+    [
+        pytest.param("3 00 010", "0 00 300", "node_0_nor_conv_3x3", [2, 1, 0], id="skip after"),
+        pytest.param("0 20 301", "2 00 310", "node_0_nor_conv_1x1", [1, 0, 2], id="exchanged"),
+        pytest.param("2 31 100", "0 00 100", "node_0_nor_conv_1x1", [0, 1, 2], id="dead"),
+    ],
+)
+def test_isomorphic_cells_compute_the_same(one, two, layer, edges):
+    """When the weights of a layer are those of the edge where the other cell has it."""
+    cell, rng = Cell(NAS_BENCH_201, 2, NHWC, "pytorch"), np.random.default_rng(0)
+    x = jax.numpy.array(rng.normal(size=(3, 4, 4, 2)), "float32")
+    first, second = (jax.numpy.array(of_numbers(NAS_BENCH_201, digits)[0]) for digits in (one, two))
+    shapes = jax.eval_shape(cell.init, jax.random.key(0), [x], first)["params"]
+    params = jax.tree.map(
+        lambda leaf: jax.numpy.array(rng.normal(size=leaf.shape), "float32"), shapes
+    )
+    moved = jax.tree.map(lambda leaf: leaf[np.array(edges)], params[layer])
+    apply = jax.jit(lambda params, mask: cell.apply({"params": params}, [x], mask)[-1])
+    output = apply(params, first)
+    assert np.std(output) > 0.1
+    np.testing.assert_allclose(output, apply({**params, layer: moved}, second), atol=1e-4)
 
 
 def test_representatives_have_no_dead_operators_and_costs_are_those_of_a_class(classes):
