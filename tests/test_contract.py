@@ -18,6 +18,7 @@ from tenas_jax.errors import InputError
 from tenas_jax.metrics.ntk import empirical_ntk
 from tenas_jax.metrics.registry import METRICS
 from tenas_jax.networks.batch_minor import BATCH_MINOR
+from tenas_jax.networks.layers import DEVIATIONS
 from tenas_jax.networks.layouts import NHWC
 from tenas_jax.networks.ops import OPS, operators
 from tenas_jax.searching import pruning
@@ -201,6 +202,16 @@ def test_metrics_of_a_row_are_numbers_of_its_mask(space, metrics):
     for metric in problem.metrics:
         if metric.count is not None:
             assert (np.asarray(metric.count(space, mask[None])) > 0).all()
+
+
+def test_zen_of_an_operator_of_ones_own_is_refused_in_a_line():
+    """Flax's batch normalization does not hand out its variance."""
+    size, x = ProxySize(4, cells=1), jnp.ones((2, 8, 8, 3))
+    mask = jnp.asarray(OWN_OPERATOR.initial_mask())
+    network = OWN_OPERATOR.supernet(size, NHWC)
+    params = jax.eval_shape(network.init, jax.random.key(0), x, mask)
+    with pytest.raises(InputError, match=r"^operator Dilated does not hand .* the metric zen"):
+        jax.eval_shape(lambda params: network.apply(params, x, mask, mutable=[DEVIATIONS]), params)
 
 
 def test_every_operator_has_an_entry_and_every_metric_a_source():
