@@ -27,7 +27,7 @@ from tenas_jax.host.processes import is_main
 from tenas_jax.host.reproducibility import pinned
 from tenas_jax.metrics.draw import Draw
 from tenas_jax.metrics.model import ApplyFn, Select, is_weight
-from tenas_jax.metrics.registry import METRICS, Metric, distinct, get_metrics
+from tenas_jax.metrics.registry import METRICS, USUAL, Metric, distinct, get_metrics
 from tenas_jax.numerics import require_numbers
 from tenas_jax.resolve import resolve
 from tenas_jax.searching import loop, scorer
@@ -175,7 +175,8 @@ def score(
         images: see `search`.
         image_count: see `search`.
         seed: of the weights, of the choice of images, and of random architectures.
-        metrics: see `search`; None: all built-in ones.
+        metrics: see `search`; `all` are all built-in ones; None: those that share most of their
+            work.
         repeats: draws of weights and images over which values are averaged.
         workdir: see `search`.
         resume: see `search`.
@@ -198,7 +199,7 @@ def score(
         >>> table.to_dict()["parameters"]
         [73306.0]
     """
-    wanted = ",".join(METRICS) if metrics is None else metrics
+    wanted = USUAL if metrics is None else metrics
     settings = {"repeats": repeats, **settings}
     name, problem, loaded = _prepare(space, images, image_count, seed, wanted, settings)
     masks = _masks(problem, architectures)
@@ -276,7 +277,7 @@ def measure(
         apply_fn: maps `(params, x)` to the logits [n, classes].
         params: the weights, a pytree of floating-point arrays.
         x: the samples, in whatever form `apply_fn` takes.
-        labels: class of each sample, which `grad_norm`, `snip`, `zico` and `epe_nas` need.
+        labels: class of each sample, which metrics of a loss need, such as `snip`.
         second_batch: more samples, for metrics of yours that need them.
         metrics: names separated by commas, or a sequence of names and `Metric` objects. Linear
             regions are counted on `x`; `synflow` needs a model without normalization.
@@ -431,6 +432,7 @@ def read_images(problem: Problem, progress: Callable[[int, int], None] | None = 
         minimum=config.ntk.batch_size,
         seed=config.seed,
         data_dir=config.data_dir,
+        labels=config.labels == "own",
         progress=progress,
     )
 

@@ -22,7 +22,7 @@ from tenas_jax.errors import InputError, within
 from tenas_jax.host.devices import Machine
 from tenas_jax.host.locks import locked
 from tenas_jax.host.processes import exchange, part, shared_errors
-from tenas_jax.metrics.registry import METRICS
+from tenas_jax.metrics.registry import METRICS, USUAL
 from tenas_jax.searching.config import SearchConfig
 
 if TYPE_CHECKING:
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 FILE = "scores.csv"
 # Where a preset has its own values, which are for searches.
-DEFAULTS: dict[str, Any] = {"metrics": ",".join(METRICS), "repeats": 1}
-RANDOM_LABELS = (
-    "grad_norm, snip, zico and epe_nas need labels: these are drawn at random, also where the data "
-    "has some."
+DEFAULTS: dict[str, Any] = {"metrics": USUAL, "repeats": 1}
+LABELS = (
+    "Metrics of a loss (grad_norm, snip, zico and others) need labels: these are drawn at random, "
+    "or with --labels own those of the data."
 )
 
 
@@ -127,8 +127,8 @@ def parse_score(argv: Sequence[str]) -> tuple[str, ScoreOptions]:
         words,
         command="score",
         usage="[PRESET]",
-        description="Measure architectures by every metric, and write a CSV file with a row for "
-        f"each of them.\n\nMetrics:\n\n{metrics}\n\n{RANDOM_LABELS}\n\n{list_presets()}",
+        description="Measure architectures by metrics, and write a CSV file with a row for "
+        f"each of them.\n\nMetrics:\n\n{metrics}\n\n{LABELS}\n\n{list_presets()}",
         default=ScoreOptions(config),
     )
 
@@ -151,7 +151,8 @@ def _score(preset: str, options: ScoreOptions, problem: "Problem", workdir: Path
         console,
         f"{preset}: {len(masks)} architectures of {problem.space.name}"
         f"{isomorphic if measured < len(masks) else ''}, {len(images.images)} "
-        f"images of {config.data}, {api.describe_devices(devices)}, {config.repeats} repeats each",
+        f"images of {config.data}, {api.describe_devices(devices)}, {config.repeats} repeats each, "
+        f"{config.labels} labels",
     )
     with locked(workdir, flag="--workdir"), show_progress(console) as progress:
         api.score_problem(

@@ -8,7 +8,7 @@ import functools
 import hashlib
 import importlib.resources
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import PIL.Image
 from jaxtyping import Int, UInt8
 
 from tenas_jax.data.archives import read_array, read_header
-from tenas_jax.data.folders import FORMATS, image_files, read_image
+from tenas_jax.data.folders import FORMATS, class_folders, image_files, read_image
 from tenas_jax.data.normalization import (
     Channels,
     known_normalization,
@@ -31,9 +31,11 @@ from tenas_jax.host.memory import require_memory
 # The color photographs of everyday scenes that are files of the scikit-image wheel, so that
 # reading them needs no network. The right-hand motorcycle is left out: it repeats the left one.
 PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
+MOST_CLASSES = 10**6
 PHOTO_MIN_CONTRAST = 20.0  # standard deviation of some channel, in 0..255; a clear sky has less
 
 Image = UInt8[np.ndarray, "_ _ channels"]
+Labeled = tuple[Image, int | None]
 BILINEAR = PIL.Image.Resampling.BILINEAR
 
 
@@ -46,18 +48,33 @@ class ImageSet:
         mean: of each channel, where 255 is 1.
         std: standard deviation of each channel, in the same unit.
         name: the source as the user wrote it.
+        labels: class of each image, from 0, where they were asked for.
+
+    Raises:
+        InputError: there is not one label for each image, or one is negative.
     """
 
     images: UInt8[np.ndarray, "n size size channels"]
     mean: Channels
     std: Channels
     name: str
+    labels: Int[np.ndarray, " labels"] | None = None
+
+    def __post_init__(self) -> None:
+        labels, count = self.labels, len(self.images)
+        if labels is not None and (labels.shape != (count,) or (labels < 0).any()):
+            raise InputError(
+                f"the labels of {self.name} have shape {labels.shape}, from {labels.min()}: give "
+                f"{count} integers from 0"
+            )
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of shape and pixels, by which a resumed search notices other data."""
+        """SHA-256 of shape, pixels and labels, by which a resumed search notices other data."""
         digest = hashlib.sha256(repr(self.images.shape).encode())
         digest.update(np.ascontiguousarray(self.images).data)
+        if self.labels is not None:
+            digest.update(self.labels.astype(np.int32).tobytes())
         return digest.hexdigest()
 
 
@@ -70,6 +87,7 @@ def load_images(
     seed: int,
     minimum: int = 1,
     data_dir: str | None = None,
+    labels: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> ImageSet:
     """Images from a source, sampled, resized and with their normalization.
@@ -88,6 +106,8 @@ def load_images(
         seed: of the sample and of the crops.
         minimum: number of images at least, as many as a batch needs.
         data_dir: where TFDS keeps its data; its own default if `None`.
+        labels: whether to read the classes of the images, too: array `y`, the folders in the folder
+            by name, or the feature `label`.
         progress: called with (images read, images to read).
 
     Returns:
@@ -96,7 +116,7 @@ def load_images(
 
     Raises:
         InputError: if the source is unknown, missing, unreadable, has the wrong form, too few
-            images, or a channel that never varies.
+            images, a channel that never varies, or no labels where they are asked for.
 
     Example:
         >>> photos = load_images("photos", image_size=16, limit=4, seed=0)
@@ -110,16 +130,18 @@ def load_images(
             f"image source {source!r} has 1 (gray) or 3 (color) channels, not {channels}: "
             "give images of other channels as npz:PATH"
         )
-    images: Iterator[Image]
+    images: Iterator[Labeled]
     match kind, argument:
         case "photos", "":
-            count, images = limit, _photo_crops(image_size, seed)
+            if labels:
+                raise InputError("source 'photos' has no labels: use labels random, or other data")
+            count, images = limit, ((crop, None) for crop in _photo_crops(image_size, seed))
         case "npz", path if path:
-            count, images = _of_archive(user_path(path), limit, seed, channels)
+            count, images = _of_archive(user_path(path), limit, seed, channels, labels)
         case "folder", path if path:
-            count, images = _of_folder(user_path(path), limit, seed)
+            count, images = _of_folder(user_path(path), limit, seed, labels)
         case "tfds", name if name:
-            count, images = _tfds_images(name, limit, seed, data_dir)
+            count, images = _tfds_images(name, limit, seed, data_dir, labels)
         case _:
             raise InputError(
                 f"unknown image source {source!r}: use photos, npz:PATH, folder:PATH or tfds:NAME"
@@ -134,13 +156,16 @@ def load_images(
         f"{count} images of {image_size} x {image_size}: use fewer or smaller ones; they",
     )
     resized = np.empty((count, image_size, image_size, channels), np.uint8)
-    for i, image in enumerate(itertools.islice(images, count)):
+    classes = np.empty(count, np.int32)
+    for i, (image, label) in enumerate(itertools.islice(images, count)):
+        if label is not None:
+            classes[i] = label
         resized[i] = _resize(_with_channels(image, channels), image_size)
         if progress is not None:
             progress(i + 1, count)
     known = known_normalization(source) if channels == 3 else None
     mean, std = known or measured_normalization(resized, source)
-    return ImageSet(resized, mean, std, source)
+    return ImageSet(resized, mean, std, source, classes if labels else None)
 
 
 def image_set(images: Any, name: str) -> ImageSet:
@@ -233,23 +258,62 @@ def npz_images(path: Path, channels: int = 3) -> UInt8[np.ndarray, "n _ _ channe
     return read_array(path, "x")
 
 
-def _of_archive(path: Path, limit: int, seed: int, channels: int) -> tuple[int, Iterator[Image]]:
+def npz_labels(path: Path, count: int) -> Int[np.ndarray, " n"]:
+    """The classes of the images of an archive, its array `y`.
+
+    Raises:
+        InputError: they cannot be read, or are not `count` classes numbered from 0.
+    """
+    shape, dtype = read_header(path, "y")
+    if shape != (count,) or not np.issubdtype(dtype, np.integer) or not count:
+        raise InputError(
+            f"array 'y' of {str(path)!r} is {dtype} of shape {shape}: "
+            f"use integers of at least 0, of shape ({count},)"
+        )
+    y = read_array(path, "y")
+    first, last = int(y.min()), int(y.max())  # in the labels' own type one more may be 0
+    if first < 0 or last >= MOST_CLASSES:
+        raise InputError(
+            f"array 'y' of {str(path)!r} has the label {first if first < 0 else last}: number the "
+            f"classes from 0, up to {MOST_CLASSES - 1}"
+        )
+    return y.astype(np.int32)
+
+
+def _of_archive(
+    path: Path, limit: int, seed: int, channels: int, labels: bool
+) -> tuple[int, Iterator[Labeled]]:
     x = npz_images(path, channels)
+    y = npz_labels(path, len(x)) if labels else None
     chosen = _sample(len(x), limit, seed)
-    return len(chosen), (x[i] for i in chosen)
+    return len(chosen), ((x[i], None if y is None else int(y[i])) for i in chosen)
 
 
-def _of_folder(path: Path, limit: int, seed: int) -> tuple[int, Iterator[Image]]:
+def _of_folder(path: Path, limit: int, seed: int, labels: bool) -> tuple[int, Iterator[Labeled]]:
     files = image_files(path)
     if not files:
         raise InputError(f"{str(path)!r} has no images ({FORMATS}): name a folder that has some")
     chosen = _sample(len(files), limit, seed)
-    return len(chosen), (read_image(files[i]) for i in chosen)
+    known = _classes_of(path, files) if labels else [None] * len(files)
+    return len(chosen), ((read_image(files[i]), known[i]) for i in chosen)
+
+
+def _classes_of(folder: Path, files: Sequence[Path]) -> list[int | None]:
+    """The class of each file: the folder it is in, of those in a folder by name."""
+    classes = {each.name: label for label, each in enumerate(class_folders(folder))}
+    parts = [file.relative_to(folder).parts for file in files]
+    for file, names in zip(files, parts, strict=True):
+        if len(names) == 1:
+            raise InputError(
+                f"image {str(file)!r} is in no folder of a class: move it into one, or use labels "
+                "random"
+            )
+    return [classes[names[0]] for names in parts]
 
 
 def _tfds_images(
-    name: str, limit: int, seed: int, data_dir: str | None
-) -> tuple[int, Iterator[Image]]:
+    name: str, limit: int, seed: int, data_dir: str | None, labels: bool
+) -> tuple[int, Iterator[Labeled]]:
     builder = tfds_builder(name, data_dir)
     import tensorflow_datasets as tfds  # type: ignore[import-untyped]
 
@@ -263,6 +327,11 @@ def _tfds_images(
         raise InputError(
             f"TFDS data set {name!r} has no images 'image' (its features: {', '.join(features)})"
         )
+    if labels and getattr(features.get("label"), "names", None) is None:
+        raise InputError(
+            f"TFDS data set {name!r} has no classes 'label' (its features: {', '.join(features)}): "
+            "use labels random"
+        )
     total = builder.info.splits["train"].num_examples
     count = min(total, limit)
     # TFDS shuffles the records as it prepares them: consecutive ones are a random sample, and
@@ -270,6 +339,9 @@ def _tfds_images(
     start = int(np.random.default_rng(seed).integers(total - count + 1))
     records = builder.as_dataset(split=f"train[{start}:{start + count}]")
     return count, (
-        np.broadcast_to(record["image"], (*record["image"].shape[:2], 3))
+        (
+            np.broadcast_to(record["image"], (*record["image"].shape[:2], 3)),
+            int(record["label"]) if labels else None,
+        )
         for record in tfds.as_numpy(records)
     )

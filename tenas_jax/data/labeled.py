@@ -14,9 +14,8 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Int, UInt8
 from PIL import Image, ImageOps
 
-from tenas_jax.data.archives import read_array, read_header
 from tenas_jax.data.folders import FORMATS, class_folders, image_files, read_image
-from tenas_jax.data.images import npz_images
+from tenas_jax.data.images import npz_images, npz_labels
 from tenas_jax.data.normalization import (
     Normalization,
     known_normalization,
@@ -30,7 +29,6 @@ IN_MEMORY = 4 << 30  # bytes; of larger data sets each batch is read when it is 
 HELD_OUT = 6  # one image of so many, as in CIFAR
 READERS = 16
 AHEAD = 2  # batches read while the devices compute
-MOST_CLASSES = 10**6
 SAMPLE = 4096  # images from which mean and standard deviation are computed
 
 NumPyBatch = tuple[UInt8[np.ndarray, "n size size 3"], Int[np.ndarray, " n"]]
@@ -274,20 +272,8 @@ def _parse(source: str) -> tuple[str, str]:
 
 def _open_npz(path: Path) -> _Source:
     x = npz_images(path)
-    shape, dtype = read_header(path, "y")
-    if shape != (len(x),) or not np.issubdtype(dtype, np.integer) or not len(x):
-        raise InputError(
-            f"array 'y' of {str(path)!r} is {dtype} of shape {shape}: "
-            f"use integers of at least 0, of shape ({len(x)},)"
-        )
-    y = read_array(path, "y")
-    first, last = int(y.min()), int(y.max())  # in the labels' own type one more may be 0
-    if first < 0 or last >= MOST_CLASSES:
-        raise InputError(
-            f"array 'y' of {str(path)!r} has the label {first if first < 0 else last}: number the "
-            f"classes from 0, up to {MOST_CLASSES - 1}"
-        )
-    return _Source(y.astype(np.int32), tuple(map(str, range(last + 1))), x.__getitem__)
+    y = npz_labels(path, len(x))
+    return _Source(y, tuple(map(str, range(int(y.max()) + 1))), x.__getitem__)
 
 
 def _open_folder(path: Path) -> _Source:

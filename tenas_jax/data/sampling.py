@@ -51,13 +51,28 @@ def sample_images(
     count = images.shape[0]
     if n > count:
         raise InputError(f"a batch of {n} distinct images needs {n} images, not {count}")
-    choice_key, flip_key, offset_key = jax.random.split(key, 3)
-    chosen = images[_shuffled_epochs(choice_key, count, n)]
+    _, flip_key, offset_key = jax.random.split(key, 3)
+    chosen = images[chosen_images(key, count, n)]
     flips = jax.random.bernoulli(flip_key, shape=(n,))
     offsets = jax.random.randint(offset_key, (n, 2), 0, 2 * padding + 1)
     augmented = jax.vmap(partial(_flip_and_crop, padding=padding))(chosen, flips, offsets)
     axes = (1, 1, 1, -1)
     return (_unit(augmented) - _floats(mean).reshape(axes)) / _floats(std).reshape(axes)
+
+
+def chosen_images(key: PRNGKeyArray, count: int, n: int) -> Int[Array, " n"]:
+    """Which images are in the batch that `sample_images` draws, in its order.
+
+    Args:
+        key: that of `sample_images`.
+        count: number of all images.
+        n: number of images in the batch.
+
+    Example:
+        >>> sorted(chosen_images(jax.random.key(0), 4, 4).tolist())
+        [0, 1, 2, 3]
+    """
+    return _shuffled_epochs(jax.random.split(key, 3)[0], count, n)
 
 
 def sample_patches(

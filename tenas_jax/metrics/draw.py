@@ -81,7 +81,7 @@ class Draw:
 
     @cached_property
     def labels(self) -> Int[Array, "n"]:
-        """The class of each sample; in a search they are drawn at random."""
+        """The class of each sample; see `labels` of `SearchConfig` for those of a search."""
         labels: Array = self._require("labels", "labels")
         return labels
 

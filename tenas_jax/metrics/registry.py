@@ -358,6 +358,14 @@ METRICS: dict[str, Metric] = {
 }
 
 
+ALL = "all"  # stands for the names of all metrics
+# What `tenas score` measures unless told otherwise: each of the others takes as long as many of
+# these, which share most of their work.
+USUAL = (
+    "kappa,regions,ntk_trace,ntk_mean_eigenvalue,naswot,swap,synflow,log_synflow,grad_norm,snip,"
+    "plain,l2_norm,zico,parameters,flops"
+)
+
 # What metrics share, those last whose programs take longest to compile.
 _SHARED = ("features", "input_jacobian", "patterns", "gradient", "kernel")
 
@@ -402,7 +410,7 @@ def get_metric(name: str) -> Metric:
 
 
 def get_metrics(names: str) -> tuple[Metric, ...]:
-    """The metrics of a list of names separated by commas.
+    """The metrics of a list of names separated by commas; `all` are all built-in ones.
 
     Raises:
         InputError: one does not exist, or two have the same name.
@@ -411,6 +419,8 @@ def get_metrics(names: str) -> tuple[Metric, ...]:
         >>> [(metric.name, metric.direction) for metric in get_metrics("regions, -snip")]
         [('regions', 1), ('snip', -1)]
     """
+    if names == ALL:
+        return tuple(METRICS.values())
     return distinct([get_metric(name.strip()) for name in names.split(",")])
 
 

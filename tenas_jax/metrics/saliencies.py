@@ -19,6 +19,7 @@ from tenas_jax.metrics.model import (
     select_leaves,
 )
 from tenas_jax.metrics.proxies import Flow, loss_gradient, never, positive_flow, sum_of_norms
+from tenas_jax.numerics import PRECISION
 
 
 def plain(
@@ -119,9 +120,10 @@ def grasp(
             lambda path, leaf: factor.astype(leaf.dtype) * leaf if select(path) else leaf, params
         )
         there = select_leaves(loss_gradient(scaled, apply_fn, x, labels), select)
-        return jnp.stack([(g * h).sum() for g, h in zip(gradient, there, strict=True)]).sum()
+        return jnp.vdot(ravel_pytree(gradient)[0], ravel_pytree(there)[0], precision=PRECISION)
 
-    return -jax.grad(slope)(jnp.ones((), gradient[0].dtype))
+    curvature: Array = jax.grad(slope)(jnp.ones((), gradient[0].dtype))
+    return -curvature
 
 
 def l2_norm(

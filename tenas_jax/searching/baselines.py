@@ -191,7 +191,7 @@ def best_of(problem: Problem, masks: Masks) -> Run:
     while repeats.stop <= settings.maximum and len(front) > 1:
         later = len(masks) * settings.minimum - len(front) * len(repeats)
         measured = yield Work(_rows(problem, masks[front], repeats), 0, 1, max(later, 0))
-        table = np.where(np.isnan(measured), worst, measured)
+        table = np.where(np.isfinite(measured), measured, worst)
         table = table.reshape(len(front), len(repeats), -1).transpose(0, 2, 1)
         values[front, :, repeats.start : repeats.stop] = table
         front = _front(problem, values)

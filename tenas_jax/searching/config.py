@@ -14,6 +14,7 @@ from tenas_jax.searching.constraints import Constraints, parse
 from tenas_jax.searching.ranking import DIFFERENCES
 
 ENGINES = ("chunked", "neural-tangents")
+LABELS = ("random", "own")
 
 
 @dataclass(frozen=True)
@@ -162,11 +163,15 @@ class SearchConfig:
     """Black pixels around an image before it is cropped at random."""
     num_classes: int = 10
     """Outputs of the classifier whose sum the kernel differentiates."""
+    labels: str = "random"
+    """Classes for metrics of a loss: random, or own, those of the data (y of npz:PATH, the folders
+    of folder:PATH, the classes of tfds:NAME)."""
     seed: int = 0
     """Seed of the weights and of the choice of images."""
     metrics: str = "kappa,regions"
     """What is measured: metrics (see tenas score --help) or module:object, with commas between; a
-    minus before a name turns it round: regions,-snip looks for many regions and little SNIP."""
+    minus before a name turns it round: regions,-snip looks for many regions and little SNIP (write
+    --metrics=-snip if it comes first); all: all of them."""
     combination: str = "sum"
     """Importance by ranks: their sum, log_sum (of their logarithms), min or max; a metric's name:
     its rank alone; or module:object."""
@@ -195,6 +200,7 @@ class SearchConfig:
     auto_repeats: AutoRepeatsConfig = field(default_factory=AutoRepeatsConfig)
 
     def __post_init__(self) -> None:
+        _require_choice("labels", self.labels, LABELS)
         _require_choice("difference", self.difference, tuple(DIFFERENCES))
         if self.repeats == "auto" and self.strategy == "evolution":
             raise InputError("repeats auto is not for the strategy evolution: give a number")

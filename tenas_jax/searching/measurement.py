@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
 from tenas_jax.architectures.cell_space import CellSpace
 from tenas_jax.architectures.space import ProxySize, require_mask
 from tenas_jax.data.images import ImageSet
-from tenas_jax.data.sampling import sample_images, sample_patches
+from tenas_jax.data.sampling import chosen_images, sample_images, sample_patches
 from tenas_jax.errors import InputError
 from tenas_jax.metrics.activations import executed_patterns
 from tenas_jax.metrics.draw import Draw
@@ -34,17 +34,19 @@ from tenas_jax.searching.problem import Problem
 
 
 class Images(NamedTuple):
-    """All images, and how they are normalized."""
+    """All images, how they are normalized, and their classes where they are used."""
 
     pixels: UInt8[Array, "n h w channels"]
     mean: Float[Array, " channels"]
     std: Float[Array, " channels"]
+    labels: Int[Array, " n"] | None = None
 
     @classmethod
     def of(cls, image_set: ImageSet, put: Callable[[np.ndarray], Array] = jnp.asarray) -> "Images":
         """Those of an image set, where `put` puts them."""
         mean, std = (np.asarray(each, np.float32) for each in (image_set.mean, image_set.std))
-        return cls(put(image_set.images), put(mean), put(std))
+        labels = None if image_set.labels is None else put(image_set.labels)
+        return cls(put(image_set.images), put(mean), put(std), labels)
 
 
 Measure = Callable[
@@ -59,7 +61,7 @@ def make_measure(problem: Problem, *, single_path: bool = False) -> Measure:
     """The pure function that measures one row.
 
     All metrics but the linear regions are of the network of the NTK, at the same weights and
-    images. Labels, for the proxies that need a loss, are drawn at random: a search has no others.
+    images. Labels, for the proxies that need a loss, are what `SearchConfig.labels` says.
 
     Args:
         problem: what is measured.
@@ -179,8 +181,14 @@ class SupernetDraw(Draw):
 
     @cached_property
     def labels(self) -> Int[Array, "n"]:
-        """Random classes: a search has no labels."""
+        """The classes of `x`: random ones, or the data's own."""
         config, key = self._problem.config, jax.random.fold_in(self._network_key, 0)
+        if config.labels == "own":
+            if self._images.labels is None:
+                raise InputError("the images have no labels of their own: use labels random")
+            count, own = len(self._images.pixels), self._images.labels
+            x_key = jax.random.split(self._network_key)[1]
+            return own[chosen_images(x_key, count, config.ntk.batch_size)]
         return jax.random.randint(key, (config.ntk.batch_size,), 0, config.num_classes)
 
     @cached_property

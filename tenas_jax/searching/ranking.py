@@ -312,7 +312,7 @@ def best_first(
     """Indices of whole architectures, the best first.
 
     By `importance` of their ranks among all; equal ones by the first metric, then as they come.
-    What is not a number is worst.
+    What is not finite is worst.
 
     Args:
         values: metrics of architectures, shape (architectures, metrics).
@@ -331,7 +331,7 @@ def best_first(
         array([1, 0, 2])
     """
     worst = -np.inf * np.array(list(directions.values()))
-    known = np.where(np.isnan(values), worst, values)
+    known = np.where(np.isfinite(values), values, worst)
     # Of differences the greatest is a loss by what is pruned; of values it is the best. So the
     # ranks are the same, and here the highest importance comes first.
     first_metric = metric_ranks(known, directions)[:, 0]

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tenas_jax.architectures.space import Masks, SearchSpace
 from tenas_jax.data.images import ImageSet
+from tenas_jax.errors import InputError
 from tenas_jax.host.devices import compiler_options
 from tenas_jax.host.processes import gather, place
 from tenas_jax.host.programs import traced
@@ -62,8 +63,9 @@ class SupernetScorer:
         self._measure, self._identity = measure, identity
         self._mesh = Mesh(np.array(devices), ("row",))
         everywhere = NamedSharding(self._mesh, PartitionSpec())
+        placed = Images.of(images, lambda array: place(array, everywhere))
         # A plain tuple, as JAX keeps programs of no other.
-        self._images = tuple(Images.of(images, lambda array: place(array, everywhere)))
+        self._images = tuple(each for each in placed if each is not None)
         self._row_sharding = NamedSharding(self._mesh, _ROWS)
         self._groups = programs([metric for metric in metrics if metric.count is None])
         self._compiling: list[Future[jax.stages.Compiled]] = []
@@ -234,8 +236,19 @@ def make_scorer(
 
     Returns:
         A scorer, not yet compiled.
+
+    Raises:
+        InputError: the images have labels of classes that the network has not.
     """
     single_path = single_path and problem.space.has_single_paths
+    classes = problem.config.num_classes
+    if problem.config.labels == "own" and image_set.labels is not None:
+        last = int(image_set.labels.max())
+        if last >= classes:
+            raise InputError(
+                f"{image_set.name} has the label {last}, the network {classes} classes, from 0: "
+                f"use num_classes {last + 1}"
+            )
     return SupernetScorer(
         make_measure(problem, single_path=single_path),
         problem.metrics,

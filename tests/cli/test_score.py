@@ -49,6 +49,7 @@ def test_scores_are_the_means_over_the_repeats(scorer, capsys, tmp_path):
     assert folder.name.startswith("nas-bench-201-scores-seed7-")
     path = f"tenas-runs/{folder.name}/scores.csv"
     assert out.splitlines()[0].startswith("nas-bench-201: 2 architectures of nas-bench-201, 80 im")
+    assert " 3 repeats each, random labels" in " ".join(out.split())
     assert out.splitlines()[-1] == f"scores are in {path}"
     header, *scored = rows(tmp_path / path)
     assert header == ["genotype", "kappa", "regions"]
@@ -181,8 +182,8 @@ def test_files_that_list_no_architectures(scorer, tmp_path, capsys, content, fau
     assert fault in error and error.count("\n") == 1
 
 
-def test_help_says_that_labels_are_random(capsys):
+def test_help_says_which_labels_there_are(capsys):
     with pytest.raises(SystemExit):
         cli.main(["score", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "snip and zico need labels: these are drawn at random, also where the data has" in shown
+    assert "need labels: these are drawn at random, or with --labels own those of the" in shown

@@ -71,6 +71,42 @@ def test_resizing_averages_instead_of_picking_pixels(npz):
     assert halves[-3:].max() < 5
 
 
+def test_labels_are_those_of_the_images_that_are_sampled(npz):
+    x = np.arange(60, dtype=np.uint8)[:, None, None, None] * np.ones((8, 8, 3), np.uint8)
+    y = np.arange(60)[::-1] % 7
+    loaded = load(npz(x=x, y=y), limit=20, labels=True)
+    assert loaded.labels.tolist() == y[loaded.images[:, 0, 0, 0]].tolist()
+    unlabeled = load(npz(x=x, y=y), limit=20)
+    assert unlabeled.labels is None
+    np.testing.assert_array_equal(loaded.images, unlabeled.images)
+    others = load(npz(x=x, y=(y + 1) % 7), limit=20, labels=True)
+    assert len({each.fingerprint for each in (loaded, unlabeled, others)}) == 3
+
+
+def test_labels_of_a_folder_are_its_folders_by_name(tmp_path):
+    for i, name in enumerate(("b/2.png", "a/1.png", "b/sub/3.png", "c/0.png")):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random_images(8, 8, 3, seed=i)).save(file)
+    assert load(f"folder:{tmp_path}", labels=True).labels.tolist() == [0, 1, 1, 2]
+    Image.fromarray(random_images(8, 8, 3)).save(tmp_path / "outside.png")
+    assert load(f"folder:{tmp_path}").labels is None
+    with pytest.raises(InputError, match=r"outside.png' is in no folder of a class: move it"):
+        load(f"folder:{tmp_path}", labels=True)
+
+
+def test_data_without_labels_is_explained(npz):
+    x = random_images(5, 8, 8, 3)
+    with pytest.raises(InputError, match="source 'photos' has no labels: use labels random"):
+        load("photos", labels=True)
+    with pytest.raises(InputError, match="has no array 'y'"):
+        load(npz(x=x), labels=True)
+    with pytest.raises(InputError, match=r"'y' .* of shape \(3,\): use integers .* shape \(5,\)"):
+        load(npz(x=x, y=np.arange(3)), labels=True)
+    with pytest.raises(InputError, match=r"labels of noise have shape \(4,\), from 0: give 5"):
+        ImageSet(x, (0.5,) * 3, (0.5,) * 3, "noise", np.arange(4))
+
+
 def test_progress_counts_to_the_number_of_images(npz):
     calls = []
     load(npz(x=random_images(5, 8, 8, 3)), limit=3, progress=lambda *call: calls.append(call))
@@ -222,8 +258,17 @@ def tfds_data(tmp_path_factory):
         def _generate_examples(self):
             return ((i, {self.feature: str(i)}) for i in range(20))
 
+    class TinyLabeled(Tiny):
+        def _info(self):
+            kinds = {"image": self.kind, "label": features.ClassLabel(names=["a", "b", "c"])}
+            return tfds.core.DatasetInfo(builder=self, features=features.FeaturesDict(kinds))
+
+        def _generate_examples(self):
+            image = np.ones((8, 8, 1), np.uint8)
+            return ((i, {"image": i * image, "label": i % 3}) for i in range(20))
+
     data_dir = tmp_path_factory.mktemp("tfds")
-    for builder in (Tiny, TinyText):
+    for builder in (Tiny, TinyText, TinyLabeled):
         builder(data_dir=data_dir).download_and_prepare()
     return str(data_dir)
 
@@ -240,6 +285,14 @@ def test_tfds_takes_consecutive_records_of_the_train_split(tfds_data):
         assert part == order[start : start + 6]
         starts.add(start)
     assert len(starts) > 1
+
+
+def test_labels_of_tfds_are_those_of_the_images(tfds_data):
+    loaded = load("tfds:tiny_labeled", limit=9, data_dir=tfds_data, labels=True)
+    assert loaded.labels.tolist() == (loaded.images[:, 0, 0, 0] % 3).tolist()
+    assert load("tfds:tiny_labeled", limit=9, data_dir=tfds_data).labels is None
+    with pytest.raises(InputError, match=r"no classes 'label' \(its features: image\): use labels"):
+        load("tfds:tiny", data_dir=tfds_data, labels=True)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +324,9 @@ def test_unusable_tfds_data_sets_are_explained(tfds_data, name, message):
 )
 def test_known_data_sets_are_normalized_as_in_the_original(monkeypatch, name, mean, std):
     x = random_images(4, 8, 8, 3)
-    monkeypatch.setattr("tenas_jax.data.images._tfds_images", lambda *_: (4, iter(x)))
+    monkeypatch.setattr(
+        "tenas_jax.data.images._tfds_images", lambda *_: (4, ((image, None) for image in x))
+    )
     result = load(f"tfds:{name}")
     if mean is None:
         mean, std = x[..., 0].mean() / 255, x[..., 0].std() / 255

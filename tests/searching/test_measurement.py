@@ -13,13 +13,20 @@ from measuring import measure_all
 from tenas_jax.architectures import enumeration as architectures
 from tenas_jax.architectures.space import ProxySize
 from tenas_jax.data.images import ImageSet
+from tenas_jax.errors import InputError
 from tenas_jax.metrics.ntk import empirical_ntk
 from tenas_jax.metrics.registry import METRICS
 from tenas_jax.networks.layouts import NHWC
 from tenas_jax.networks.ops import operators
 from tenas_jax.searching.config import NTKConfig, RegionsConfig, SearchConfig
-from tenas_jax.searching.measurement import Images, initialized, make_measure
+from tenas_jax.searching.measurement import (
+    Images,
+    SupernetDraw,
+    initialized,
+    make_measure,
+)
 from tenas_jax.searching.problem import look_up
+from tenas_jax.searching.scorer import make_scorer
 from tenas_jax.spaces import DARTS, NAS_BENCH_201
 
 # Of a network in NHWC, which takes as long to compile as all others: of a small space below.
@@ -66,6 +73,29 @@ def test_a_metric_does_not_depend_on_what_else_is_measured(measured, image_set):
     assert set(values) == {"regions", "naswot"}
     for name, value in values.items():
         np.testing.assert_allclose(value, rows[0][name], rtol=2e-4, err_msg=name)
+
+
+def test_labels_of_ones_own_are_those_of_the_images_of_a_draw(image_set):
+    pixels = np.arange(16, dtype=np.uint8)[:, None, None, None] * np.ones((8, 8, 3), np.uint8)
+    labels = np.arange(16)[::-1] % 10
+    own = dataclasses.replace(image_set, images=pixels, labels=labels)
+
+    def draw(images, **settings):
+        problem = look_up(dataclasses.replace(CONFIG, padding=0, **settings))
+        mask = jnp.asarray(NAS_BENCH_201.initial_mask())
+        return SupernetDraw(problem, False, jax.random.key(3), mask, Images.of(images))
+
+    drawn = draw(own, labels="own")
+    shown = np.round((np.asarray(drawn.x)[:, 0, 0, 0] * 0.25 + 0.5) * 255).astype(int)
+    assert drawn.labels.tolist() == labels[shown].tolist()
+    assert draw(own).labels.tolist() == draw(image_set).labels.tolist() != labels[shown].tolist()
+    with pytest.raises(InputError, match="the images have no labels of their own: use labels ra"):
+        _ = draw(image_set, labels="own").labels
+    problem = look_up(dataclasses.replace(CONFIG, labels="own", num_classes=9))
+    with pytest.raises(InputError, match="noise has the label 9, the network 9 classes"):
+        make_scorer(problem, own, jax.devices("cpu")[:1])
+    with pytest.raises(InputError, match="unknown labels 'mine': choose one of random, own"):
+        SearchConfig(labels="mine")
 
 
 def test_a_network_without_connections(measured):

@@ -178,6 +178,13 @@ def test_whole_architectures_are_ranked_the_other_way_round():
         assert ranking.best_first(values, DIRECTIONS, combination).tolist() == order, combination
 
 
+def test_what_is_not_finite_is_worst_in_either_direction():
+    # Of a dead network NASWOT is minus infinity, which is no little NASWOT.
+    values = np.array([[-INF], [400.0], [300.0], [NAN]])
+    assert ranking.best_first(values, {"naswot": +1}).tolist() == [1, 2, 0, 3]
+    assert ranking.best_first(values, {"naswot": -1}).tolist() == [2, 1, 0, 3]
+
+
 def mostly_kappa(ranks):
     return 10 * ranks[:, 0] + ranks[:, 1]
 
