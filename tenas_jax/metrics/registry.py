@@ -418,6 +418,8 @@ def get_metrics(names: str) -> tuple[Metric, ...]:
     Example:
         >>> [(metric.name, metric.direction) for metric in get_metrics("regions, -snip")]
         [('regions', 1), ('snip', -1)]
+        >>> len(get_metrics("all")) == len(METRICS)
+        True
     """
     if names == ALL:
         return tuple(METRICS.values())
