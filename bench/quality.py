@@ -1,17 +1,23 @@
 """What the searches find on NAS-Bench-201, and how well the metrics rank trained networks.
 
-    python -m bench.quality --data npz:PATH --accuracy-table PATH --workdir DIR
+    python -m bench.quality --data npz:PATH --accuracy-table PATH --workdir DIR [--tables ...]
 
-Mean and deviation, over seeds, of the test accuracy of what is found by the preset
-nas-bench-201-best and without each of its parts; and, as the paper's Tables 1, 4 and 5 on CIFAR-10,
-by TE-NAS (both presets), by one metric alone, by other combinations of ranks, and by random search
-of equal budget; what more repeats buy, fixed or where a decision is open; and the correlations of
-all metrics with accuracy over 1000 sampled architectures. Searches and scores go on where they were
-when this is started again with the same `--workdir`.
+Tables, each measured and written on its own (`--tables`):
+
+- size-first: the preset nas-bench-201-best, and without each of its parts;
+- te-nas: the paper's Tables 1, 4 and 5: both presets, one metric alone, other combinations of
+  ranks, random search of equal budget;
+- repeats: what more of them buy, fixed or where a decision is open;
+- scores: all architectures of the space by the usual metrics, and their correlations with accuracy.
+
+Searches and scores go on where they were when this is started again with the same `--workdir`. The
+scores are kept beside the results, six digits of each; where they are, nothing is measured again.
 """
 
 import argparse
+import csv
 import dataclasses
+import gzip
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +32,7 @@ from tenas_jax.analysis.nasbench import AccuracyTable, load_table
 from tenas_jax.configs import get_preset
 from tenas_jax.data.images import ImageSet, load_images
 from tenas_jax.host.devices import Machine, configure_jax
+from tenas_jax.host.files import whole_file
 from tenas_jax.metrics.registry import Metric
 from tenas_jax.searching.config import NTKConfig, SearchConfig
 from tenas_jax.searching.loop import run_search
@@ -46,7 +53,7 @@ MEASUREMENTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # Tables of searches: their names, what is measured, and how it decides.
 TABLES: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
-    "Size first": [
+    "size-first": [
         (BEST, BEST, {}),
         ("the 25 largest", BEST, {"budget": 25}),
         ("the 265 largest", BEST, {"budget": 265}),
@@ -58,7 +65,7 @@ TABLES: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
         ("by regions and -snip", BEST, {"metrics": "regions,-snip", "repeats": 3}),
         ("by size alone", BEST, {"budget": 1}),
     ],
-    "TE-NAS": [
+    "te-nas": [
         (CODE, CODE, {}),
         (PAPER, PAPER, {}),
         (f"{PAPER}, kappa only", PAPER, {"combination": "kappa"}),
@@ -67,7 +74,7 @@ TABLES: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
         (f"{PAPER}, max of ranks", PAPER, {"combination": "max"}),
         (f"{PAPER}, random search", PAPER, {"strategy": "random", "budget": 54}),
     ],
-    f"Repeats, {SMALL}": [
+    "repeats": [
         ("3 repeats, relative differences", SMALL, {}),
         ("10 repeats, relative differences", SMALL, {"repeats": 10}),
         ("auto repeats, relative differences", SMALL, {"repeats": "auto"}),
@@ -75,6 +82,7 @@ TABLES: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
         ("auto repeats, log differences", SMALL, {"repeats": "auto", "difference": "log"}),
     ],
 }
+SCORES = "scores"  # the table of correlations
 SUMS = "kappa+regions,kappa+regions+synflow,kappa+regions+synflow+flops"
 
 
@@ -152,9 +160,9 @@ def base_config(measured: str, data: str) -> SearchConfig:
 
 
 def searches(
-    options: argparse.Namespace, images: ImageSet, table: AccuracyTable
+    options: argparse.Namespace, title: str, images: ImageSet, table: AccuracyTable
 ) -> Iterator[dict[str, Any]]:
-    """Search with every variant and seed.
+    """Search with every variant of a table and every seed.
 
     Yields:
         What each variant found, and what it cost.
@@ -163,62 +171,77 @@ def searches(
 
     devices = jax.devices()
     scorers: dict[str, Remembering] = {}
-    for title, variants in TABLES.items():
-        for name, measured, fields in variants:
-            base = base_config(measured, options.data)
-            if measured not in scorers:
-                path = options.workdir / f"{common.file_name(measured)}.jsonl"
-                whole = base.strategy != "prune"
-                scorer = make_scorer(look_up(base), images, devices, single_path=whole)
-                scorers[measured] = Remembering(scorer, path)
-            found, rows = [], []
-            for seed in range(options.seeds if measured != SMALL else options.repeats_seeds):
-                metrics = get_preset(MEASUREMENTS[measured][0]).metrics
-                config = dataclasses.replace(base, **{"seed": seed, "metrics": metrics, **fields})
-                problem = look_up(config)
-                workdir = options.workdir / f"{common.file_name(name)}-{seed}"
-                result = run_search(
-                    problem,
-                    Columns(scorers[measured], problem.metrics),
-                    workdir,
-                    preset=measured,
-                    data_fingerprint=images.fingerprint,
-                    device="bench",
-                    resume=(workdir / "trace.jsonl").exists(),
-                )
-                trace = (workdir / "trace.jsonl").read_text().splitlines()
-                rows.append(sum("importance" not in line for line in trace))
-                found.append(result["genotype"])
-                print(f"{name}, seed {seed}: {table.accuracy(found[-1]):.2f} %", flush=True)
-            accuracies = [table.accuracy(genotype) for genotype in found]
-            yield {
-                "table": title,
-                "variant": name,
-                "rows": float(np.mean(rows)),
-                "accuracies": accuracies,
-                "ranks": [table.rank(genotype) for genotype in found],
-                "genotypes": found,
-            }
+    for name, measured, fields in TABLES[title]:
+        base = base_config(measured, options.data)
+        if measured not in scorers:
+            whole = base.strategy != "prune"
+            scorer = make_scorer(look_up(base), images, devices, single_path=whole)
+            path = options.workdir / f"{common.file_name(measured)}.jsonl"
+            scorers[measured] = Remembering(scorer, path)
+        metrics = get_preset(MEASUREMENTS[measured][0]).metrics
+        found, rows = [], []
+        for seed in range(options.seeds):
+            config = dataclasses.replace(base, **{"seed": seed, "metrics": metrics, **fields})
+            problem = look_up(config)
+            workdir = options.workdir / f"{common.file_name(name)}-{seed}"
+            result = run_search(
+                problem,
+                Columns(scorers[measured], problem.metrics),
+                workdir,
+                preset=measured,
+                data_fingerprint=images.fingerprint,
+                device="bench",
+                resume=(workdir / "trace.jsonl").exists(),
+            )
+            trace = (workdir / "trace.jsonl").read_text().splitlines()
+            rows.append(sum("importance" not in line for line in trace))
+            found.append(result["genotype"])
+            print(f"{name}, seed {seed}: {table.accuracy(found[-1]):.2f} %", flush=True)
+        yield {
+            "table": title,
+            "variant": name,
+            "rows": float(np.mean(rows)),
+            "accuracies": [table.accuracy(genotype) for genotype in found],
+            "ranks": [table.rank(genotype) for genotype in found],
+            "genotypes": found,
+        }
 
 
-def correlations(options: argparse.Namespace, preset: str) -> dict[str, Any]:
-    """Score sampled architectures and correlate with their accuracies, by the commands."""
-    workdir = options.workdir / f"scores-{preset}"
-    if not (workdir / "scores.csv").exists():
-        words = ["score", preset, "--sample", str(options.sample), "--data", options.data]
-        words += ["--workdir", str(workdir)]
-        resumed = ["--resume"] if (workdir / "trace.jsonl").exists() else []
-        assert cli.main([*words, *resumed]) == 0
-    words = ["correlate", str(workdir / "scores.csv"), "--accuracy-table", options.accuracy_table]
-    words += ["--sums", SUMS, "--plots", str(workdir / "plots")]
-    words += ["--output", str(workdir / "correlations.json")]
-    (workdir / "correlations.json").unlink(missing_ok=True)
+def whole_space(options: argparse.Namespace, seed: int) -> Path:
+    """Measure all architectures, unless that is done, and keep six digits of every value."""
+    path: Path = options.results / f"{CODE}-scores-seed{seed}.csv.gz"
+    if path.exists():
+        return path
+    workdir = options.workdir / f"scores-{seed}"
+    words = ["score", CODE, "--all", "--data", options.data, "--seed", seed, "--workdir", workdir]
+    resumed = ["--resume"] * (workdir / "trace.jsonl").exists()
+    assert cli.main([str(word) for word in [*words, *resumed]]) == 0
+    with open(workdir / "scores.csv") as file:
+        header, *rows = csv.reader(file)
+    text = "\n".join(
+        ",".join([genotype, *(f"{float(value):.6g}" for value in values)])
+        for genotype, *values in rows
+    )
+    # Without a time and a name in it, the same values are the same file.
+    content = gzip.compress(f"{','.join(header)}\n{text}\n".encode(), mtime=0)
+    with whole_file(path) as unfinished:
+        unfinished.write_bytes(content)
+    return path
+
+
+def correlations(options: argparse.Namespace) -> dict[str, Any]:
+    """Correlate the scores of all architectures with their accuracies, by the command."""
+    files = [whole_space(options, seed) for seed in range(options.score_seeds)]
+    output = options.workdir / "correlations.json"
+    output.unlink(missing_ok=True)
+    words = ["correlate", *files, "--accuracy-table", options.accuracy_table, "--sums", SUMS]
+    words += ["--plots", options.workdir / "plots", "--output", output]
     assert cli.main([str(word) for word in words]) == 0
-    content: dict[str, Any] = json.loads((workdir / "correlations.json").read_text())
-    return {"preset": preset, "architectures": content["architectures"]}
+    content: dict[str, Any] = json.loads(output.read_text())
+    return {"preset": CODE, "architectures": content["architectures"]}
 
 
-def search_rows(results: Sequence[Mapping[str, Any]], title: str) -> list[list[Any]]:
+def search_rows(results: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
     """Rows of the table of what searches found."""
     return [
         [
@@ -231,7 +254,6 @@ def search_rows(results: Sequence[Mapping[str, Any]], title: str) -> list[list[A
             PUBLISHED.get(each["variant"], ""),
         ]
         for each in results
-        if each["table"] == title
     ]
 
 
@@ -261,20 +283,26 @@ def plot_accuracies(path: Path, results: Sequence[Mapping[str, Any]], table: Acc
 
 
 def correlation_rows(content: Mapping[str, Any]) -> list[list[Any]]:
-    """Rows of the table of correlations of one preset."""
+    """Rows of the table of correlations."""
     pools = content["architectures"]
     everything, alive = pools["all"]["scores"], pools["without_dead_operators"]["scores"]
 
-    def text(estimate: Mapping[str, Any]) -> str:
-        low, high = float(estimate["low"]), float(estimate["high"])
-        return f"{float(estimate['value']):.3f} ({low:.3f} to {high:.3f})"
+    def text(estimate: Mapping[str, Any], places: int) -> str:
+        value = f"{float(estimate['value']):.{places}f}"
+        if "deviation" in estimate:
+            return f"{value} +- {float(estimate['deviation']):.{places}f}"
+        low, high = (f"{float(estimate[end]):.{places}f}" for end in ("low", "high"))
+        return f"{value} ({low} to {high})"
 
     return [
         [
             name,
-            text(score["kendall_tau"]),
-            text(alive[name]["kendall_tau"]) if name in alive else "",
-            text(score["spearman"]),
+            text(score["kendall_tau"], 3),
+            text(alive[name]["kendall_tau"], 3) if name in alive else "",
+            text(score["spearman"], 3),
+            text(score["precision_1_percent"], 2),
+            text(score["first"], 2),
+            text(score["first_10"], 2),
             score["nonfinite"],
         ]
         for name, score in everything.items()
@@ -282,8 +310,15 @@ def correlation_rows(content: Mapping[str, Any]) -> list[list[Any]]:
 
 
 CORRELATION_HEADER = (
-    "metric", "Kendall tau", "without dead operators", "Spearman", "not finite"
-)  # fmt: skip
+    "metric",
+    "Kendall tau",
+    "without dead operators",
+    "Spearman",
+    "of the first 1 % among the best 1 %",
+    "first, %",
+    "first 10, %",
+    "not finite",
+)
 
 
 def main() -> None:
@@ -295,9 +330,9 @@ def main() -> None:
     parser.add_argument("--accuracy-table", required=True, type=Path)
     parser.add_argument("--workdir", required=True, type=Path, help="keeps what is measured")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--tables", nargs="+", choices=[*TABLES, SCORES], default=[*TABLES, SCORES])
     parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--repeats-seeds", type=int, default=5, help="of the table of repeats")
-    parser.add_argument("--sample", type=int, default=1000, help="architectures to correlate")
+    parser.add_argument("--score-seeds", type=int, default=1, help="of the scores of the space")
     options = parser.parse_args()
     options.workdir.mkdir(parents=True, exist_ok=True)
     environment = common.prepare_environment(len(os.sched_getaffinity(0)))
@@ -312,27 +347,25 @@ def main() -> None:
         seed=config.seed,
         data_dir=None,
     )
-    found = list(searches(options, images, table))
-    scored = [correlations(options, preset) for preset in (CODE, PAPER)]
-    parts = [
-        f"NAS-Bench-201, CIFAR-10, {options.seeds} seeds ({options.repeats_seeds} in the table of "
-        f"repeats). All {len(table)} architectures: mean "
+    about = (
+        f"NAS-Bench-201, CIFAR-10. All {len(table)} architectures: mean "
         f"{table.accuracies.mean():.2f} %, median {np.median(table.accuracies):.2f} %, best "
-        f"{table.accuracies.max():.2f} %.",
-        *(
-            f"## {title}\n\n{common.table(SEARCH_HEADER, search_rows(found, title))}"
-            for title in TABLES
-        ),
-        *(
-            f"## Correlation with accuracy, {content['preset']}, {options.sample} architectures\n\n"
-            f"{common.table(CORRELATION_HEADER, correlation_rows(content))}"
-            for content in scored
-        ),
-    ]
-    folder = common.write_results(
-        options.results, "quality", environment, [*found, *scored], "\n\n".join(parts)
+        f"{table.accuracies.max():.2f} %."
     )
-    plot_accuracies(folder / "quality.png", found, table)
+    for title in options.tables:
+        if title == SCORES:
+            content = correlations(options)
+            count = content["architectures"]["all"]["count"]
+            text = f"{count} architectures measured, {options.score_seeds} seeds.\n\n"
+            rows, results = common.table(CORRELATION_HEADER, correlation_rows(content)), [content]
+        else:
+            results = list(searches(options, title, images, table))
+            text, rows = "", common.table(SEARCH_HEADER, search_rows(results))
+        folder = common.write_results(
+            options.results, f"quality-{title}", environment, results, f"{about} {text}\n\n{rows}"
+        )
+        if title != SCORES:
+            plot_accuracies(folder / f"quality-{title}.png", results, table)
 
 
 if __name__ == "__main__":
