@@ -25,6 +25,7 @@ COMMANDS = {
     "eval": "evaluate a trained network",
     "export": "write a trained network as StableHLO",
 }
+COMPLETION = "--tyro-print-completion", "--tyro-write-completion"
 USAGE = f"""\
 usage: tenas [--version] [--help] COMMAND ...
 
@@ -83,6 +84,10 @@ def _dispatch(command: str, *arguments: str) -> int:
     if command == "--version":
         print("tenas_jax", tenas_jax.__version__)
         return 0
+    if command in COMPLETION:
+        from tenas_jax.cli import completion
+
+        return completion.run(command, *arguments)
     if command not in COMMANDS:
         raise InputError(f"unknown command {command!r}: choose one of {', '.join(COMMANDS)}")
     # A signal while these are imported ends in one line as well.
