@@ -2,11 +2,7 @@
 
 import asyncio
 import html.parser
-import json
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +17,6 @@ from tenas_jax import InputError, Metric
 from tenas_jax.searching import scorer
 from tenas_jax.spaces import NAS_BENCH_201
 
-ROOT = Path(__file__).parents[1]
 FREE = Metric("free", +1, count=lambda space, masks: masks.sum((1, 2, 3)))
 MODEL = {"hidden": jnp.eye(3), "kernel": jnp.arange(6.0).reshape(3, 2)}
 X = jnp.array([[1.0, -2.0, 0.5], [0.3, 1.0, -1.0], [-1.0, 0.2, 2.0], [2.0, 0.1, 0.7]])
@@ -318,31 +313,3 @@ def test_measure_under_jit_is_the_same():
 def test_what_measure_cannot_do_is_one_line(metrics, fault):
     with pytest.raises(InputError, match=fault):
         tenas_jax.measure(apply_fn, MODEL, X, metrics=metrics)
-
-
-NOTEBOOK = """
-import sys, nbformat
-from nbclient import NotebookClient
-notebook = nbformat.read(sys.argv[1], 4)
-NotebookClient(notebook, timeout=300, resources={"metadata": {"path": sys.argv[2]}}).execute()
-outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-print(nbformat.writes(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(outputs=outputs)])))
-"""
-
-
-def test_the_notebook_runs(tmp_path):
-    pytest.importorskip("nbclient")
-    words = [sys.executable, "-W", "ignore", "-c", NOTEBOOK]
-    run = subprocess.run(
-        [*words, str(ROOT / "docs" / "own.ipynb"), str(ROOT / "docs")],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    outputs = json.loads(run.stdout)["cells"][0]["outputs"]
-    text = json.dumps(outputs)
-    assert "block_0=conv" in text
-    assert "<progress" in text
-    assert "image/png" in text

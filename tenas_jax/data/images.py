@@ -194,7 +194,7 @@ def _sample(count: int, limit: int, seed: int) -> Int[np.ndarray, " taken"]:
     return np.sort(np.random.default_rng(seed).choice(count, limit, replace=False))
 
 
-def _with_channels(image: Image, channels: int) -> Image:
+def _with_channels(image: Image, channels: int) -> UInt8[np.ndarray, "_ _ wanted"]:
     """A color image in gray where one channel is asked for, weighted as Pillow does."""
     if channels == 1 and image.shape[-1] == 3:
         return np.asarray(PIL.Image.fromarray(image).convert("L"))[..., None]
