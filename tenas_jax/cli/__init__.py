@@ -19,6 +19,7 @@ COMMANDS = {
     "search": "find an architecture",
     "score": "measure architectures by all metrics",
     "correlate": "compare such scores with trained accuracies",
+    "list": "name the presets, spaces, metrics, recipes and image sources there are",
     "nasbench": "make tables of accuracies from the archives of NAS-Bench-201",
     "describe": "print and draw an architecture: layers, parameters, FLOPs",
     "train": "train an architecture",
@@ -50,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         tenas_jax ...
         0
     """
-    words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    # Not `list(...)`: here that is the module of the command.
+    words = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
     if argv is not None:
         return _run(words)
     with own_process():

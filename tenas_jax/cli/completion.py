@@ -9,6 +9,7 @@ from tenas_jax.cli.correlate import CorrelateOptions
 from tenas_jax.cli.describe import DescribeOptions
 from tenas_jax.cli.eval import EvalOptions
 from tenas_jax.cli.export import ExportOptions
+from tenas_jax.cli.list import ListOptions
 from tenas_jax.cli.nasbench import ConvertOptions
 from tenas_jax.cli.score import ScoreOptions
 from tenas_jax.cli.search import SearchOptions
@@ -23,6 +24,7 @@ OPTIONS: dict[str, tuple[type, Any]] = {
     "search": (SearchOptions, SearchOptions(get_preset(DEFAULT_PRESET))),
     "score": (ScoreOptions, ScoreOptions(get_preset(DEFAULT_PRESET))),
     "correlate": (CorrelateOptions, None),
+    "list": (ListOptions, None),
     "nasbench": (ConvertOptions, None),
     "describe": (DescribeOptions, None),
     "train": (TrainOptions, TrainOptions(get_recipe("cifar10"), "cifar10")),

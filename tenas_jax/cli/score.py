@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from tenas_jax.cli.session import (
+    about_presets,
     default_workdir,
-    list_presets,
     open_session,
     run_resumably,
     split_preset,
@@ -22,7 +22,7 @@ from tenas_jax.errors import InputError, within
 from tenas_jax.host.devices import Machine
 from tenas_jax.host.locks import locked
 from tenas_jax.host.processes import exchange, part, shared_errors
-from tenas_jax.metrics.registry import METRICS, USUAL
+from tenas_jax.metrics.registry import USUAL
 from tenas_jax.searching.config import SearchConfig
 
 if TYPE_CHECKING:
@@ -117,18 +117,13 @@ def parse_score(argv: Sequence[str]) -> tuple[str, ScoreOptions]:
     # A genotype may come first as well.
     preset, config, words = split_preset(argv, named=bool(argv) and argv[0] in PRESETS)
     config = dataclasses.replace(config, **DEFAULTS)
-    metrics = "\n\n".join(
-        f"{metric.name}: {metric.label} ({metric.source}), "
-        f"{'higher' if metric.direction > 0 else 'lower'} is better"
-        for metric in METRICS.values()
-    )
     return preset, parse(
         ScoreOptions,
         words,
         command="score",
         usage="[PRESET]",
-        description="Measure architectures by metrics, and write a CSV file with a row for "
-        f"each of them.\n\nMetrics:\n\n{metrics}\n\n{LABELS}\n\n{list_presets()}",
+        description="Measure architectures by metrics, and write a CSV file with a row for each of "
+        f"them (tenas list metrics). {LABELS}\n\n{about_presets()}",
         default=ScoreOptions(config),
     )
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from tenas_jax.cli.session import (
+    about_presets,
     default_workdir,
-    list_presets,
     open_session,
     run_resumably,
     split_preset,
@@ -95,7 +95,7 @@ def parse_search(argv: Sequence[str]) -> tuple[str, SearchOptions]:
         words,
         command="search",
         usage="[PRESET]",
-        description=f"Find an architecture without training. {list_presets()}",
+        description=f"Find an architecture without training. {about_presets()}",
         default=SearchOptions(config),
     )
 

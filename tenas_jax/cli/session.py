@@ -11,7 +11,7 @@ from rich.console import Console
 from tenas_jax.cli.folders import changed_fields, default_folder
 from tenas_jax.cli.messages import how_to_go_on
 from tenas_jax.cli.signals import run_interruptibly
-from tenas_jax.configs import CUSTOM, DEFAULT_PRESET, PRESETS, get_preset, summary
+from tenas_jax.configs import CUSTOM, DEFAULT_PRESET, get_preset
 from tenas_jax.host.devices import Machine, configure_jax
 from tenas_jax.host.processes import is_main, shared_errors
 from tenas_jax.searching.config import SearchConfig
@@ -58,12 +58,11 @@ def split_preset(
     return DEFAULT_PRESET, get_preset(DEFAULT_PRESET), argv
 
 
-def list_presets() -> str:
+def about_presets() -> str:
     """Help for presets."""
-    listed = "\n\n".join(f"{name}: {summary(name)}" for name in PRESETS)
     return (
-        "Flags default to the values of the preset, which is "
-        f"{DEFAULT_PRESET} if none is named.\n\n{listed}"
+        "Flags default to the values of the preset (tenas list presets), which is "
+        f"{DEFAULT_PRESET} if none is named."
     )
 
 

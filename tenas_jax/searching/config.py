@@ -169,7 +169,7 @@ class SearchConfig:
     seed: int = 0
     """Seed of the weights and of the choice of images."""
     metrics: str = "kappa,regions"
-    """What is measured: metrics (see tenas score --help) or module:object, with commas between; a
+    """What is measured: metrics (see tenas list metrics) or module:object, with commas between; a
     minus before a name turns it round: regions,-snip looks for many regions and little SNIP (write
     --metrics=-snip if it comes first); all: all of them."""
     combination: str = "sum"

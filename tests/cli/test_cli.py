@@ -106,13 +106,12 @@ def test_version(capsys):
     assert re.fullmatch(r"tenas_jax \d+\.\d+.*\n", capsys.readouterr().out)
 
 
-def test_help_lists_presets_and_every_field(capsys):
+def test_help_lists_every_field(capsys):
     with pytest.raises(SystemExit) as exit:
         cli.main(["search", "--help"])
     assert exit.value.code == 0
     text = capsys.readouterr().out
-    for name in configs.PRESETS:
-        assert f"{name}: " in text
+    assert "tenas list presets" in text
     flags = {
         f"--{group}{name}".replace("_", "-")
         for group, values in [("", configs.get_preset("nas-bench-201").to_dict())]
