@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -23,6 +23,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tenas_jax.analysis.columns import enlargement, fit, text_size
 from tenas_jax.architectures.cell_space import CellSpace
 from tenas_jax.architectures.space import Mask, SearchSpace, index
 from tenas_jax.errors import InputError
@@ -35,6 +36,7 @@ KEPT, EXCLUDED = -1, -2  # stand beside the round numbers 0, 1, ... in `_pruning
 KEPT_COLOR, EXCLUDED_COLOR, ARROW_COLOR = "#e08214", "#eeeeee", "#888888"
 ROUND_COLORS = matplotlib.colormaps["Blues"]
 OP_COLORS = matplotlib.color_sequences["Dark2"]
+CHANGE, OPERATOR = 7.0, 9.0  # sizes of text in a map of pruning and in a cell, in points
 NODE_RADIUS, INCHES_PER_NODE = 0.14, 1.6  # neighboring nodes of a drawn cell are 1 apart
 SYMBOLS = {"kappa": "κ", "regions": "R"}
 AXIS_LABELS = {
@@ -45,7 +47,12 @@ CENTERED: dict[str, Any] = {"ha": "center", "va": "center"}
 
 
 def write_plots(
-    result: Mapping[str, Any], space: SearchSpace, final_mask: Mask, workdir: Path
+    result: Mapping[str, Any],
+    space: SearchSpace,
+    final_mask: Mask,
+    folder: Path,
+    kind: str = "png",
+    width: float | None = None,
 ) -> None:
     """Write `trajectory.png`, `pruning.png` and `cell.png`, each complete or not at all.
 
@@ -55,18 +62,27 @@ def write_plots(
         result: content of `result.json`.
         space: the space that was searched.
         final_mask: the operators the search kept.
-        workdir: an existing folder; files of these names in it are replaced.
+        folder: an existing one; files of these names in it are replaced.
+        kind: format and suffix: `png`, `pdf` or `svg`.
+        width: of each figure, in inches; the map of pruning is then a figure for each type of cell,
+            and leaves out standard errors that do not fit. None: as wide as they need.
 
     Raises:
         InputError: the files cannot be written.
     """
     rounds = result["rounds"]
-    figures = {"cell.png": draw_architecture(space, final_mask)}
+    figures = {"cell": draw_architecture(space, final_mask, width=width)}
     if rounds:
-        figures["pruning.png"] = pruning_map(rounds, space, final_mask)
-        figures["trajectory.png"] = trajectory(rounds)
+        figures["trajectory"] = trajectory(rounds, width=width)
+    cells = range(len(space.cell_types)) if rounds else ()
+    if rounds and (width is None or len(cells) == 1):
+        figures["pruning"] = pruning_map(rounds, space, final_mask, width=width)
+    elif rounds:
+        for cell in cells:
+            name = f"pruning-{space.cell_types[cell]}"
+            figures[name] = pruning_map(rounds, space, final_mask, width=width, cells=[cell])
     for name, figure in figures.items():
-        _save(figure, workdir / name)
+        _save(figure, folder / f"{name}.{kind}")
 
 
 def write_architecture(space: SearchSpace, mask: Mask, path: Path) -> None:
@@ -109,7 +125,7 @@ def _save(figure: Figure, path: Path) -> None:
         figure.savefig(unfinished, format=kind, dpi=150)
 
 
-def trajectory(rounds: Rounds, figure: NewFigure = Figure) -> Figure:
+def trajectory(rounds: Rounds, figure: NewFigure = Figure, *, width: float | None = None) -> Figure:
     """The supernet before each round, by its two metrics (arXiv 2102.11535, Figure 5).
 
     Condition number against linear regions where both were measured, otherwise the first metric
@@ -118,6 +134,7 @@ def trajectory(rounds: Rounds, figure: NewFigure = Figure) -> Figure:
     Args:
         rounds: of a finished search.
         figure: makes the figure.
+        width: of the figure, in inches; None: its natural one.
     """
     metrics = {
         name: np.array([float(entry["metrics"][name]) for entry in rounds])
@@ -168,13 +185,21 @@ def trajectory(rounds: Rounds, figure: NewFigure = Figure) -> Figure:
         if chosen.any():
             handle = axes.scatter(*points[chosen].T, marker=marker, label=label, clip_on=False)
             handle.set(color=colors[chosen], zorder=3)
-    drawn.legend(loc="upper center", bbox_to_anchor=(0.5, 0.94), ncols=2, frameon=False)
+    drawn.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0.94),
+        ncols=2,
+        frameon=False,
+        fontsize=text_size(10.0, drawn, width),
+    )
     scale = 72 / drawn.dpi  # from pixels to typographic points
     places = axes.transData.transform(points) * scale
     offsets = _label_offsets(places, *axes.bbox.get_points() * scale)
     for entry, point, offset, color in zip(rounds, points, offsets, colors, strict=True):
         label, (dx, dy) = str(entry["round"] + 1), offset
         axes.annotate(label, point, (dx, dy), textcoords="offset points", color=color, **CENTERED)
+    if width is not None:
+        fit(drawn, width)
     return drawn
 
 
@@ -202,7 +227,13 @@ def _label_offsets(
 
 
 def pruning_map(
-    rounds: Rounds, space: SearchSpace, final_mask: Mask, figure: NewFigure = Figure
+    rounds: Rounds,
+    space: SearchSpace,
+    final_mask: Mask,
+    figure: NewFigure = Figure,
+    *,
+    width: float | None = None,
+    cells: Sequence[int] | None = None,
 ) -> Figure:
     """A map of edges and operators: when each was pruned, and what its removal did to the metrics.
 
@@ -213,6 +244,9 @@ def pruning_map(
         space: the space that was searched.
         final_mask: the operators the search kept.
         figure: makes the figure.
+        width: of the figure, in inches, where standard errors are left out if they do not fit;
+            None: as wide as it needs.
+        cells: the types of cells that are shown, by number; None: all.
     """
     when = _pruning_rounds(rounds, space, final_mask)
     shade = 0.2 + 0.7 * np.maximum(when, 0) / max(when.max(), 1)
@@ -220,21 +254,26 @@ def pruning_map(
     colors[when == KEPT] = to_rgba(KEPT_COLOR)
     colors[when == EXCLUDED] = to_rgba(EXCLUDED_COLOR)
 
-    cells, edges, ops = when.shape
+    _, edges, ops = when.shape
+    cells = range(len(when)) if cells is None else cells
     names = [space.op_names(edge) for edge in range(edges)]
     same_names = len(set(names)) == 1
     changes = _last_changes(rounds, space)
     height = 0.16 * (2 - same_names + len(rounds[0]["metrics"]))
     longest = max((len(line) for lines in changes.values() for line in lines), default=0)
-    size = cells * (1.4 + max(0.95, 0.066 * longest) * ops), 2.6 + (0.12 + height) * edges
+    size = len(cells) * (1.4 + max(0.95, 0.066 * longest) * ops), 2.6 + (0.12 + height) * edges
     drawn = figure(figsize=size, layout="constrained")
+    enlarged = enlargement(CHANGE, drawn, width)
+    if enlarged > 1:  # higher rows
+        changes = {key: [line.partition("±")[0] for line in changes[key]] for key in changes}
+        drawn.set_figheight(size[1] * enlarged)
     spread = any("±" in line for lines in changes.values() for line in lines)
     title = "Last measured change without an operator" + " ± standard error" * spread
     drawn.suptitle(title, fontsize=10)
-    panels = drawn.subplots(1, cells, squeeze=False)[0]
+    panels = drawn.subplots(1, len(cells), squeeze=False)[0]
     graph = isinstance(space, CellSpace)
     panels[0].set_ylabel("edge (target<-source node)" if graph else "choice")
-    for cell, axes in enumerate(panels):
+    for cell, axes in zip(cells, panels, strict=True):
         axes.set(title=space.cell_types[cell], xlabel="operator" if graph else "option")
         axes.imshow(colors[cell], aspect="auto")
         for edge, op in np.argwhere(when[cell] != EXCLUDED):
@@ -243,7 +282,7 @@ def pruning_map(
             lines = [] if same_names else [names[edge][op]]
             lines += [f"round {when[cell, edge, op] + 1}"] if pruned else ["kept"]
             lines += changes.get((cell, edge, op), [])
-            axes.text(op, edge, "\n".join(lines), color=color, fontsize=7, **CENTERED)
+            axes.text(op, edge, "\n".join(lines), color=color, fontsize=CHANGE, **CENTERED)
         ticks = names[0] if same_names else [""] * ops
         axes.set_xticks(range(ops), ticks, rotation=40, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(edges), space.edge_names)
@@ -259,8 +298,16 @@ def pruning_map(
     ]
     if (when == EXCLUDED).any():
         keys.append(Patch(color=EXCLUDED_COLOR, label="not part of the search"))
-    columns = 1 if cells == 1 else len(keys)
-    drawn.legend(handles=keys, loc="outside lower center", ncols=columns, frameon=False)
+    columns = 1 if len(cells) == 1 else len(keys)
+    drawn.legend(
+        handles=keys,
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize=text_size(10.0, drawn, width),
+    )
+    if width is not None:
+        fit(drawn, width)
     return drawn
 
 
@@ -289,19 +336,26 @@ def _pruning_rounds(
     return when
 
 
-def draw_architecture(space: SearchSpace, mask: Mask, figure: NewFigure = Figure) -> Figure:
+def draw_architecture(
+    space: SearchSpace, mask: Mask, figure: NewFigure = Figure, *, width: float | None = None
+) -> Figure:
     """An architecture: its cells as graphs, or its choices as rows.
 
     Args:
         space: the search space.
         mask: operators kept.
         figure: makes the figure.
+        width: of the figure, in inches; None: its natural one.
     """
-    return (
-        _cells(space, mask, figure)
-        if isinstance(space, CellSpace)
-        else _choices(space, mask, figure)
-    )
+    if not isinstance(space, CellSpace):
+        drawn = _choices(space, mask, figure)
+    else:
+        drawn = _cells(space, mask, figure, WIDE)
+        if enlargement(OPERATOR, drawn, width) > 1:
+            drawn = _cells(space, mask, figure, NARROW)
+    if width is not None:
+        fit(drawn, width)
+    return drawn
 
 
 def _choices(space: SearchSpace, mask: Mask, figure: NewFigure) -> Figure:
@@ -324,10 +378,26 @@ def _choices(space: SearchSpace, mask: Mask, figure: NewFigure) -> Figure:
     return drawn
 
 
-def _cells(space: CellSpace, mask: Mask, figure: NewFigure) -> Figure:
+class CellStyle(NamedTuple):
+    """How much room the operators of a cell have."""
+
+    steepness: float
+    """Height of arcs, relative to their span."""
+    lowest_label: float
+    """Height of the label of a straight arrow above the line of nodes."""
+    breaks: bool
+    """Whether a label has two lines, and captions are short."""
+
+
+WIDE, NARROW = CellStyle(0.2, 0.08, False), CellStyle(0.5, 0.4, True)
+
+
+def _cells(space: CellSpace, mask: Mask, figure: NewFigure, style: CellStyle) -> Figure:
     """The cells of an architecture: operators above the line of nodes, concatenation below."""
     spans = [space.edges[edge][1] - space.edges[edge][0] for _, edge, _ in np.argwhere(mask)]
-    top = _arc_height(max(spans)) + 0.2
+    top = (
+        max(_arc_height(max(spans), style.steepness), style.lowest_label) + 0.2 + 0.1 * style.breaks
+    )
     bottom = _arc_height(len(space.intermediate_nodes)) / 2 if space.concatenate else 0.3
     right = _output_node(space) + 0.5
     size = INCHES_PER_NODE * np.array([right + 0.5, (top + bottom + 0.25) * len(mask)])
@@ -336,7 +406,7 @@ def _cells(space: CellSpace, mask: Mask, figure: NewFigure) -> Figure:
         axes.set(xlim=(-0.5, right), ylim=(-bottom - 0.05, top), aspect="equal")
         axes.set_title(space.cell_types[cell])
         axes.set_axis_off()
-        _draw_cell(axes, space, mask[cell])
+        _draw_cell(axes, space, mask[cell], style)
     return drawn
 
 
@@ -345,14 +415,16 @@ def _output_node(space: CellSpace) -> int:
     return space.num_nodes - (not space.concatenate)
 
 
-def _draw_cell(axes: Axes, space: CellSpace, mask: Bool[np.ndarray, "edge op"]) -> None:
+def _draw_cell(
+    axes: Axes, space: CellSpace, mask: Bool[np.ndarray, "edge op"], style: CellStyle
+) -> None:
     """Draw the nodes, an arrow per operator, and the concatenation where the space has one."""
     output = _output_node(space)
     circles = [Circle((node, 0), NODE_RADIUS, fill=False) for node in range(output + 1)]
-    captions = {
-        node: f"input (cell k-{space.input_nodes - node})" for node in range(space.input_nodes)
-    }
-    captions[output] = "output" if output < space.num_nodes else "output (concatenation)"
+    caption = "cell k-{}" if style.breaks else "input (cell k-{})"
+    captions = {node: caption.format(space.input_nodes - node) for node in range(space.input_nodes)}
+    concatenates = output == space.num_nodes and not style.breaks
+    captions[output] = "output (concatenation)" if concatenates else "output"
     for node, circle in enumerate(circles):
         axes.add_patch(circle)
         _text(axes, float(node), 0.0, str(node) if node < space.num_nodes else "out")
@@ -360,10 +432,13 @@ def _draw_cell(axes: Axes, space: CellSpace, mask: Bool[np.ndarray, "edge op"]) 
         _text(axes, float(node), side * (NODE_RADIUS + 0.06), captions.get(node, ""))
     for edge, op in np.argwhere(mask):
         source, target = space.edges[edge]
-        height, color = _arc_height(target - source), OP_COLORS[op % len(OP_COLORS)]
+        height = _arc_height(target - source, style.steepness)
+        color = OP_COLORS[op % len(OP_COLORS)]
         axes.add_patch(_arc(circles[source], circles[target], height, color))
-        label_height = max(height, 0.08)  # above the arrow where it is straight
-        _text(axes, (source + target) / 2, label_height, space.ops[op], color=color)
+        label_height = max(height, style.lowest_label)  # above the arrow where it is straight
+        first, _, last = space.ops[op].rpartition("_")
+        name = f"{first}\n{last}" if style.breaks and first else space.ops[op]
+        _text(axes, (source + target) / 2, label_height, name, color=color)
     for node in space.intermediate_nodes:
         if output == space.num_nodes:
             height = -_arc_height(output - node) / 2
@@ -373,12 +448,12 @@ def _draw_cell(axes: Axes, space: CellSpace, mask: Bool[np.ndarray, "edge op"]) 
 def _text(axes: Axes, x: float, y: float, text: str, color: Any = "black") -> None:
     """Small text on a white ground, which interrupts an arrow behind it."""
     ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-    axes.text(x, y, text, color=color, fontsize=9, bbox=ground, **CENTERED)
+    axes.text(x, y, text, color=color, fontsize=OPERATOR, bbox=ground, **CENTERED)
 
 
-def _arc_height(span: int) -> float:
+def _arc_height(span: int, steepness: float = WIDE.steepness) -> float:
     """Height of the apex; it outgrows the span, so that arrows leave at different angles."""
-    return 0.2 * (math.pow(span, 1.5) - 1)
+    return steepness * (math.pow(span, 1.5) - 1)
 
 
 def _arc(source: Circle, target: Circle, height: float, color: Any) -> FancyArrowPatch:

@@ -21,6 +21,7 @@ COMMANDS = {
     "correlate": "compare such scores with trained accuracies",
     "list": "name the presets, spaces, metrics, recipes and image sources there are",
     "nasbench": "make tables of accuracies from the archives of NAS-Bench-201",
+    "plot": "draw the pictures of a finished search again, for a paper",
     "describe": "print and draw an architecture: layers, parameters, FLOPs",
     "train": "train an architecture",
     "eval": "evaluate a trained network",

@@ -11,6 +11,7 @@ from tenas_jax.cli.eval import EvalOptions
 from tenas_jax.cli.export import ExportOptions
 from tenas_jax.cli.list import ListOptions
 from tenas_jax.cli.nasbench import ConvertOptions
+from tenas_jax.cli.plot import PlotOptions
 from tenas_jax.cli.score import ScoreOptions
 from tenas_jax.cli.search import SearchOptions
 from tenas_jax.cli.train import TrainOptions
@@ -26,6 +27,7 @@ OPTIONS: dict[str, tuple[type, Any]] = {
     "correlate": (CorrelateOptions, None),
     "list": (ListOptions, None),
     "nasbench": (ConvertOptions, None),
+    "plot": (PlotOptions, None),
     "describe": (DescribeOptions, None),
     "train": (TrainOptions, TrainOptions(get_recipe("cifar10"), "cifar10")),
     "eval": (EvalOptions, None),

@@ -310,3 +310,42 @@ def test_a_search_among_architectures_has_its_cell_alone(tmp_path: Path) -> None
 def test_pyplot_is_not_imported() -> None:
     code = "import sys, tenas_jax.analysis.report; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@SPACES
+@pytest.mark.parametrize("width", [3.3, 6.9])
+def test_pictures_for_a_column_are_readable(space: SearchSpace, width: float) -> None:
+    result, mask = random_search(space, 1)
+    figures = [trajectory(result["rounds"], width=width)]
+    figures += [draw_architecture(space, mask, width=width)]
+    figures += [
+        pruning_map(result["rounds"], space, mask, width=width, cells=[cell])
+        for cell in range(len(space.cell_types))
+    ]
+    for figure in figures:
+        assert figure.get_figwidth() == width
+        assert_readable(figure)
+        sizes = {text.get_fontsize() for text in drawn_texts(figure)}
+        assert min(sizes) >= 5 and max(sizes) <= 12 * max(1, width / 5)
+
+
+def test_a_map_for_a_column_leaves_out_errors_that_do_not_fit() -> None:
+    result, mask = random_search(NAS_BENCH_201, 0)
+    for width, expected in ((None, True), (6.9, True), (3.3, False)):
+        figure = pruning_map(result["rounds"], NAS_BENCH_201, mask, width=width)
+        assert any("±" in text.get_text() for text in figure.findobj(Text)) == expected
+
+
+@pytest.mark.parametrize(
+    ("space", "names"),
+    [
+        (NAS_BENCH_201, {"cell.svg", "pruning.svg", "trajectory.svg"}),
+        (DARTS, {"cell.svg", "pruning-normal.svg", "pruning-reduce.svg", "trajectory.svg"}),
+    ],
+)
+def test_files_for_a_column(space: SearchSpace, names: set[str], tmp_path: Path) -> None:
+    result, mask = random_search(space, 0)
+    write_plots(result, space, mask, tmp_path, "svg", 3.3)
+    assert {path.name for path in tmp_path.iterdir()} == names
+    for path in tmp_path.iterdir():
+        assert 'width="237.6pt"' in path.read_text()  # 72 points an inch
