@@ -358,5 +358,8 @@ def _least_eigenvalues(x: Float[Array, "n h w channels"]) -> Float[Array, "n"]:
     correlations = jnp.matmul(rows, rows.transpose(0, 2, 1), precision=PRECISION)
     finite = jnp.isfinite(correlations).all((1, 2))
     eye = jnp.eye(channels, dtype=x.dtype)[None]
-    eigenvalues = jnp.linalg.eigvalsh(jnp.where(finite[:, None, None], correlations, eye))
-    return jnp.where(finite, jnp.maximum(eigenvalues[:, 0], 0), jnp.nan)
+    usable = jnp.where(finite[:, None, None], correlations, eye)
+    # One matrix after the other: several batches of them at a time wait for each other's threads on
+    # a CPU of two cores, for ever.
+    least = jax.lax.map(lambda matrix: jnp.linalg.eigvalsh(matrix)[0], usable)
+    return jnp.where(finite, jnp.maximum(least, 0), jnp.nan)

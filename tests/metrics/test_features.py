@@ -258,3 +258,12 @@ def test_what_has_no_score_is_refused_in_a_line(call, fault):
     with pytest.raises(InputError, match=fault) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+def test_meco_takes_one_matrix_at_a_time():
+    # Batches of eigenvalues that run at once can wait for each other's threads for ever.
+    images = jnp.ones((14, 4, 4, 8))
+    program = str(jax.make_jaxpr(lambda x: meco([x, 2 * x]))(images)).split("\n")
+    eigenvalues = [line for line in program if line.endswith(" = eigh[")]
+    assert eigenvalues
+    assert all("f32[8,8]" in line and "f32[14," not in line for line in eigenvalues)
