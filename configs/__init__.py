@@ -4,6 +4,7 @@ import inspect
 from types import ModuleType
 
 from tenas_jax.configs import (
+    darts_best,
     darts_cifar10,
     darts_cifar10_paper,
     darts_imagenet,
@@ -21,6 +22,7 @@ PRESETS: dict[str, ModuleType] = {
     "nas-bench-201": nas_bench_201,
     "nas-bench-201-best": nas_bench_201_best,
     "nas-bench-201-paper": nas_bench_201_paper,
+    "darts-best": darts_best,
     "darts-cifar10": darts_cifar10,
     "darts-cifar10-paper": darts_cifar10_paper,
     "darts-imagenet": darts_imagenet,
@@ -47,8 +49,8 @@ def get_preset(name: str) -> SearchConfig:
         Traceback (most recent call last):
         ...
         tenas_jax.errors.InputError: unknown preset 'resnet': choose from nas-bench-201, \
-nas-bench-201-best, nas-bench-201-paper, darts-cifar10, darts-cifar10-paper, darts-imagenet, \
-darts-imagenet-paper, or write module:object
+nas-bench-201-best, nas-bench-201-paper, darts-best, darts-cifar10, darts-cifar10-paper, \
+darts-imagenet, darts-imagenet-paper, or write module:object
     """
     known: dict[str, SearchConfig] = {each: PRESETS[each].CONFIG for each in PRESETS}
     return resolve(name, known, SearchConfig, "preset")
