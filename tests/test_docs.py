@@ -7,9 +7,7 @@ which are made up; trainings are tiny. Commands of several hosts run as processe
 import contextlib
 import functools
 import gzip
-import importlib.util
 import io
-import json
 import os
 import re
 import shlex
@@ -51,6 +49,7 @@ SMALLER = {
     "tfds:cifar10": "npz:images.npz",
     "--sample 1000": f"--sample {SAMPLE}",
     "--sample 100": "--sample 5",
+    "--budget 200": "--budget 60",
 }
 TINY = {
     "train": "--channels 2 --cells 1 --epochs 1 --batch-size 16 --image-size 8 --padding 1 "
@@ -69,6 +68,7 @@ class Block(NamedTuple):
     text: str
     file: str | None = None
     reason: str | None = None
+    hidden: bool = False
 
 
 def blocks_of(page):
@@ -79,6 +79,7 @@ def blocks_of(page):
             parts["setup"] or parts["skipped"] or parts["text"],
             parts["file"],
             parts["reason"],
+            parts["hidden"] is not None,
         )
 
 
@@ -244,6 +245,12 @@ def run_script(script):
     assert run(["bash", script]).stdout.endswith(" --resume\n")
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_block_is_overlooked(page):
+    fences = sum(line.lstrip().startswith("```") for line in page.read_text().splitlines())
+    assert fences == 2 * sum(not block.hidden for block in blocks_of(page))
+
+
 def test_few_blocks_are_not_run():
     skipped = [block for page in PAGES for block in blocks_of(page) if block.reason]
     assert len(skipped) <= 3
@@ -256,44 +263,3 @@ def test_links_to_files_lead_somewhere(page):
     made |= {f"{notebook.stem}.md" for notebook in (ROOT / "docs").glob("*.ipynb")}
     for link in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", page.read_text()):
         assert link in made or (page.parent / link).exists(), link
-
-
-NOTEBOOK = """
-import sys, nbformat
-from nbclient import NotebookClient
-notebook = nbformat.read(sys.argv[1], 4)
-missing = set(sys.argv[3:])
-notebook.cells = [c for c in notebook.cells if not missing & set(c.metadata.get("tags", []))]
-NotebookClient(notebook, timeout=300, resources={"metadata": {"path": sys.argv[2]}}).execute()
-outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-print(nbformat.writes(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(outputs=outputs)])))
-"""
-
-
-def run_notebook(name, folder, *missing):
-    """The outputs of all cells, as text."""
-    pytest.importorskip("nbclient")
-    words = [sys.executable, "-W", "ignore", "-c", NOTEBOOK, ROOT / "docs" / name, ROOT / "docs"]
-    run = subprocess.run(
-        [*words, *missing], cwd=folder, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    return json.dumps(json.loads(run.stdout)["cells"][0]["outputs"])
-
-
-def test_an_architecture_is_found_in_a_notebook(tmp_path):
-    text = run_notebook("find_an_architecture.ipynb", tmp_path)
-    assert "block_0=conv" in text
-    assert "<progress" in text
-    assert "image/png" in text
-
-
-def test_kappa_of_ones_own_network_in_a_notebook(tmp_path):
-    optional = "equinox", "haiku"
-    missing = [name for name in optional if importlib.util.find_spec(name) is None]
-    text = run_notebook("kappa.ipynb", tmp_path, *missing)
-    kappas = dict(re.findall(r"(\w+) +train +(\S+) +eval", text))
-    assert set(kappas) == {"linen", "nnx", "equinox", "haiku"} - set(missing)
-    rows = re.findall(r"train +(\S+) +eval +([^\s\\]+)", text)
-    for in_train_mode, in_eval_mode in rows:
-        assert 1 < float(in_train_mode) < float(in_eval_mode) < 1e5
