@@ -58,7 +58,7 @@ TINY = {
     "export": "--platforms cpu",
     "distributed": "--metrics parameters,flops --repeats 1 --images 16 --ntk.batch-size 4",
 }
-INSTALLING = "python3 -m venv", "source ", "pip install", "pytest -q"
+INSTALLING = "python3 -m venv", "source ", "pip install", "pip uninstall", "pytest -q"
 
 
 class Block(NamedTuple):
