@@ -67,10 +67,10 @@ def region_patterns(space: str) -> Callable[[], Any]:
     import jax
     import jax.numpy as jnp
 
-    from tenas_jax.networks.batch_minor import BATCH_MINOR
+    from tenas_jax.networks.backends import network_layout
     from tenas_jax.networks.ops import PATTERNS
 
-    network = SPACES[space].region_network(ProxySize(), BATCH_MINOR)
+    network = SPACES[space].region_network(ProxySize(), network_layout())
     mask, batches = jax.device_put((SPACES[space].initial_mask(), patches()))
     params = common.draw_weights(network, batches[0, :2], mask)
 

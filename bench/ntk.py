@@ -95,9 +95,9 @@ def build_engine(problem: Problem, engine: str) -> Work:
 
     from tenas_jax.host.devices import compiler_options
     from tenas_jax.metrics.ntk import empirical_ntk
-    from tenas_jax.networks.batch_minor import BATCH_MINOR, chunk_size
+    from tenas_jax.networks.backends import chunk_size, network_layout
 
-    network = SPACES[problem.space].supernet(ProxySize(NUM_CLASSES), BATCH_MINOR)
+    network = SPACES[problem.space].supernet(ProxySize(NUM_CLASSES), network_layout())
 
     @jax.jit
     def kernel(params: Any, images: Any, mask: Any) -> Any:

@@ -145,7 +145,7 @@ def default_chunk_size(n: int) -> int:
 
     On one core, 72 images, three dense layers take 0.44 s with 1, 0.51 with 2, 0.52 with 4, three
     convolutions with batch normalization 15.7, 15.5 and 16.2; on a GPU not measured. Supernets have
-    their own, `tenas_jax.networks.batch_minor.chunk_size`.
+    their own, `tenas_jax.networks.backends.chunk_size`.
     """
     return 1 if jax.default_backend() == "cpu" else n
 

@@ -1,4 +1,4 @@
-"""The fast layout for supernets of one to a few dozen channels: batch-minor, [h, c, w, n].
+"""The layout for supernets of one to a few dozen channels on a CPU: batch-minor, [h, c, w, n].
 
 A kernel of n images takes n backward passes through the supernet, so the backward pass is all that
 counts. XLA's own convolution runs at 1 GFLOP/s on a CPU when there are 3 channels; these forms
@@ -26,7 +26,6 @@ reach 40 to 100 on one core (AMD EPYC 9005, batch 72, 3 channels at 32 x 32 to 1
 - A convolution whose edges are all pruned is skipped at run time (`lax.cond`).
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -38,7 +37,7 @@ import jax.numpy as jnp
 from jax import custom_batching, lax
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
-from tenas_jax.networks.layouts import EPSILON
+from tenas_jax.networks.layouts import EPSILON, block_diagonal
 from tenas_jax.networks.stencils import (
     Rows,
     avg_pool,
@@ -80,6 +79,7 @@ class BatchMinor:
     """Images as [h, c, w, n]; see the module's docstring."""
 
     channel_axis: int = 1
+    loops: bool = True
     few_channels: int = 16  # measured at `tenas_jax.networks.stencils.depthwise_conv`
 
     def from_nhwc(self, images: Float[Array, "n h w c"]) -> Float[Array, "h c w n"]:
@@ -117,7 +117,7 @@ class BatchMinor:
         dilation: int = 1,
         active: Bool[Array, ""] | bool,
     ) -> Array:
-        dense = kernel if groups == 1 else _block_diagonal(kernel, groups)
+        dense = block_diagonal(kernel, groups)
         phases = 1
         if dilation > 1:
             height, width = x.shape[::2]
@@ -150,44 +150,6 @@ class BatchMinor:
 
 
 BATCH_MINOR = BatchMinor()
-
-
-def chunk_size(n: int, *, single_path: bool = False, rolled: bool = False) -> int:
-    """Cotangents per backward pass of this layout, for `tenas_jax.metrics.ntk.empirical_ntk`.
-
-    On a CPU, more of them make the products faster and push the images out of cache. On both of two
-    cores, batch 72, with 1, 2, 3, 4, 6, 8 at once, single paths take 1, 0.89, 0.84, 0.81, 0.83 and
-    0.86 of the time, supernets, whose products are longer, with 1 to 4 1, 0.94, 1.01 and 1. Loops
-    over edges copy what a backward pass needs, for all of its cotangents at once: in DARTS, batch
-    14, a kernel takes 0.38 s with 2 and 0.28 s with 7.
-
-    Args:
-        n: images of the kernel.
-        single_path: whether a network keeps an operator an edge at most, see
-            `tenas_jax.architectures.space.ProxySize`.
-        rolled: whether its edges are computed in loops.
-
-    Returns:
-        On a CPU a divisor of n, as passes of another size would be compiled, too; elsewhere n.
-
-    Example:
-        >>> 72 % chunk_size(72)
-        0
-    """
-    if jax.default_backend() != "cpu":
-        return n
-    if rolled:
-        return max(size for size in range(1, 9) if n % size == 0)
-    return math.gcd(n, 4 if single_path else 2)
-
-
-def _block_diagonal(kernel: Array, groups: int) -> Array:
-    """A grouped kernel [k, k, i, groups * o] as a dense one [k, k, groups * i, groups * o]."""
-    height, width, inputs, outputs = kernel.shape
-    blocks = kernel.reshape(height, width, inputs, groups, outputs // groups)
-    identity = jnp.eye(groups, dtype=kernel.dtype)
-    dense = blocks[:, :, None] * identity[None, None, :, None, :, None]
-    return dense.reshape(height, width, groups * inputs, outputs)
 
 
 def _to_phases(x: Float[Array, "h c w n"], phases: int) -> Float[Array, "h2 c w2 m"]:

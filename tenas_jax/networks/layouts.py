@@ -2,9 +2,10 @@
 
 A `Layout` is a set of pure functions on arrays of images. The mathematics of operators, cells and
 networks is written once on top of them, so that the same network runs on `NHWC`, the plain form
-that accelerator libraries are tuned for, or on `tenas_jax.networks.batch_minor.BATCH_MINOR`, the
-fast form for the tiny channel counts of a supernet. Batch normalization always uses the statistics
-of the batch itself: a network at initialization has no others.
+that GPU libraries are tuned for, or on `tenas_jax.networks.batch_minor.BATCH_MINOR`, the fast form
+for the tiny channel counts of a supernet on a CPU. `tenas_jax.networks.backends` chooses. Batch
+normalization always uses the statistics of the batch itself: a network at initialization has no
+others.
 """
 
 from collections.abc import Sequence
@@ -32,6 +33,10 @@ class Layout(Protocol):
     @property
     def few_channels(self) -> int:
         """Up to this many, a depthwise and a pointwise convolution are faster as one."""
+
+    @property
+    def loops(self) -> bool:
+        """Whether edges may be computed in loops, which compile sooner; see `Cell`."""
 
     def from_nhwc(self, images: Float[Array, "n h w c"]) -> Float[Array, "..."]:
         """Images in this layout."""
@@ -83,10 +88,20 @@ class Layout(Protocol):
 
 @dataclass(frozen=True)
 class ChannelsLast:
-    """NHWC by `jax.lax`, differentiated by JAX: the reference for the fast layout."""
+    """NHWC by `jax.lax`, differentiated by JAX: the reference for the fast layout.
+
+    Args:
+        channel_axis: see `Layout`, like the next two.
+        few_channels: up to how many channels two convolutions are one.
+        loops: whether edges may be computed in loops.
+        dense: whether to make the kernels of grouped convolutions block-diagonal ones.
+        precision: of convolutions.
+    """
 
     channel_axis: int = -1
     few_channels: int = 16
+    loops: bool = True
+    dense: bool = False
     precision: lax.Precision | None = PRECISION
 
     def from_nhwc(self, images: Array) -> Array:
@@ -101,6 +116,8 @@ class ChannelsLast:
     def conv(
         self, x: Array, kernel: Array, *, stride: int, padding: int, dilation: int, groups: int
     ) -> Array:
+        if self.dense:
+            kernel, groups = block_diagonal(kernel, groups), 1
         return lax.conv_general_dilated(
             x,
             kernel,
@@ -164,6 +181,22 @@ class WithoutBatchNorm(ChannelsLast):
 
 NHWC = ChannelsLast()
 NHWC_WITHOUT_BATCH_NORM = WithoutBatchNorm()
+
+
+def block_diagonal(kernel: Array, groups: int) -> Array:
+    """A grouped kernel [k, k, i, groups * o] as a dense one [k, k, groups * i, groups * o].
+
+    Example:
+        >>> block_diagonal(jnp.ones((1, 1, 1, 2)), 2)[0, 0].tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+    """
+    if groups == 1:
+        return kernel
+    height, width, inputs, outputs = kernel.shape
+    blocks = kernel.reshape(height, width, inputs, groups, outputs // groups)
+    identity = jnp.eye(groups, dtype=kernel.dtype)
+    dense = blocks[:, :, None] * identity[None, None, :, None, :, None]
+    return dense.reshape(height, width, groups * inputs, outputs)
 
 
 def subsample(layout: Layout, x: Array, stride: int) -> Array:

@@ -59,8 +59,8 @@ class Cell(nn.Module):
         stride: of the edges that leave the cell's inputs.
         single_path: promises that no edge keeps two operators. Only those are computed then that
             lie on a path from an input to the output, or that are kept, if patterns are sown.
-        rolled: whether to compute edges in loops (see `tenas_jax.networks.rolled`). Single paths
-            that are not sow no activation patterns.
+        rolled: whether to compute edges in loops (see `tenas_jax.networks.rolled`) on layouts that
+            have them. Single paths that are not sow no activation patterns.
     """
 
     space: CellSpace
@@ -85,7 +85,7 @@ class Cell(nn.Module):
         deviations, patterns = map(self.is_mutable_collection, (DEVIATIONS, PATTERNS))
         if (self.single_path or deviations) and not patterns:
             mask &= jnp.stack(self.space.connecting(mask))[:, None]
-        if self.rolled:
+        if self.rolled and self.layout.loops:
             return self._in_loops(inputs, mask)
         return self._one_by_one(self._kept if self.single_path else self._all, inputs, mask)
 

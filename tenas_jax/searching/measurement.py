@@ -23,7 +23,7 @@ from tenas_jax.metrics.draw import Draw
 from tenas_jax.metrics.features import feature_gradients
 from tenas_jax.metrics.ntk import empirical_ntk
 from tenas_jax.metrics.registry import Metric
-from tenas_jax.networks.batch_minor import BATCH_MINOR, chunk_size
+from tenas_jax.networks.backends import chunk_size, network_layout
 from tenas_jax.networks.initializers import DEFAULT, initialize, quick_key
 from tenas_jax.networks.layers import DEVIATIONS
 from tenas_jax.networks.layouts import NHWC, NHWC_WITHOUT_BATCH_NORM, Layout
@@ -222,7 +222,7 @@ class SupernetDraw(Draw):
         """The activation patterns of the region network on random patches."""
         problem, regions = self._problem, self._problem.config.regions
         size = dataclasses.replace(problem.region_size, single_path=self._single_path)
-        network = problem.space.region_network(size, BATCH_MINOR)
+        network = problem.space.region_network(size, network_layout())
         if network is None:
             raise InputError(
                 f"{self.name} has no region network: give ChoiceSpace(..., regions=...), or leave "
@@ -329,10 +329,10 @@ class SupernetDraw(Draw):
         space = self._problem.space
         return _patterns_and_counts(space, self._network(), self.params, self.x, self._mask)
 
-    def _network(self, layout: Layout = BATCH_MINOR, *, rolled: bool = True) -> Any:
+    def _network(self, layout: Layout | None = None, *, rolled: bool = True) -> Any:
         problem, path = self._problem, self._single_path
         size = dataclasses.replace(problem.ntk_size, single_path=path, rolled=rolled and path)
-        return problem.space.supernet(size, layout)
+        return problem.space.supernet(size, network_layout() if layout is None else layout)
 
     def _logits(self, params: PyTree, x: Array) -> Float[Array, "n classes"]:
         # For the kernel, which takes most of the time: not what compiles faster but what runs so.

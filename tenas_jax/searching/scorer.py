@@ -7,7 +7,7 @@ that draw (common random numbers), whatever their masks.
 import copy
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
@@ -23,6 +23,7 @@ from tenas_jax.host.devices import compiler_options
 from tenas_jax.host.processes import gather, place
 from tenas_jax.host.programs import traced
 from tenas_jax.metrics.registry import Metric, programs
+from tenas_jax.networks.backends import rows_per_call
 from tenas_jax.numerics import random_key
 from tenas_jax.searching.measurement import Images, Measure, make_measure
 from tenas_jax.searching.problem import Problem
@@ -82,12 +83,15 @@ class SupernetScorer:
             parts.append(part)
         return parts
 
+    def lower(self) -> Iterator[jax.stages.Lowered]:
+        """The programs, traced but not compiled."""
+        return map(self._lower, self._groups)
+
     def begin(self) -> None:
         """Trace the programs, and compile them in the background."""
         options = compiler_options(self._mesh.devices.flat[0].platform)
         if not self._compiling:
-            lowered = map(self._lower, self._groups)
-            self._compiling = [_COMPILERS.submit(each.compile, options) for each in lowered]
+            self._compiling = [_COMPILERS.submit(each.compile, options) for each in self.lower()]
 
     def compile(self) -> None:
         """Compile for the one shape there is; `compile_seconds` tells how long it took."""
@@ -211,13 +215,6 @@ def balanced(work: Int[np.ndarray, " row"], devices: int) -> Int[np.ndarray, " r
     return np.array(rows).T.reshape(-1)
 
 
-def _rows_per_device(device: jax.Device, *, single_path: bool) -> int:
-    """On a CPU one supernet, which takes a second; several single paths even out their times."""
-    if device.platform == "cpu":
-        return 8 if single_path else 1
-    return 16
-
-
 def make_scorer(
     problem: Problem,
     image_set: ImageSet,
@@ -255,7 +252,7 @@ def make_scorer(
         problem.space,
         image_set,
         devices,
-        _rows_per_device(devices[0], single_path=single_path),
+        rows_per_call(single_path=single_path),
         identity=_identity(problem, single_path),
     )
 

@@ -227,6 +227,29 @@ def test_metrics_of_weights_are_the_same_of_both_forms_of_a_network(image_set):
     assert supernet["l2_norm"] > max(row["l2_norm"] for row in rows)
 
 
+def test_a_row_is_the_same_in_the_layout_of_a_gpu(image_set, monkeypatch):
+    masks = [SMALL.initial_mask(), np.eye(3, dtype=bool)[[[1, 2, 2, 0, 2, 0]]]]
+    rows = {}
+    for backend in ("cpu", "gpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        measure = of_weights(SMALL, "kappa,regions", single_path=False)
+        rows[backend] = [measure(jax.random.key(1), mask, Images.of(image_set)) for mask in masks]
+    for actual, expected in zip(rows["gpu"], rows["cpu"], strict=True):
+        np.testing.assert_allclose(actual["kappa"], expected["kappa"], rtol=1e-3)
+        assert actual["regions"] == expected["regions"] > 1
+
+
+@pytest.mark.parametrize(("backend", "branches"), [("gpu", 2), ("cpu", 16)])
+def test_nothing_in_a_network_waits_for_the_host_of_a_gpu(
+    backend, branches, image_set, monkeypatch
+):
+    """Of a row all or nothing is measured, and all or nothing of its kernel."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    problem = look_up(dataclasses.replace(CONFIG, metrics="kappa"), space=SMALL)
+    [program] = make_scorer(problem, image_set, jax.devices()[:1]).lower()
+    assert program.as_text().count("stablehlo.case") == branches
+
+
 def test_gradients_of_samples_of_a_single_path_of_darts(image_set):
     [mask] = architectures.sample(DARTS, 1, np.random.default_rng(0))
     measured = of_weights(DARTS, "grad_sign,fisher", single_path=True)

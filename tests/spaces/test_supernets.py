@@ -11,7 +11,8 @@ from tenas_jax.architectures import enumeration as architectures
 from tenas_jax.architectures.cell_space import has_dead_operators
 from tenas_jax.architectures.space import ProxySize
 from tenas_jax.metrics.ntk import empirical_ntk
-from tenas_jax.networks.batch_minor import BATCH_MINOR, chunk_size
+from tenas_jax.networks.backends import NHWC_ON_GPU, chunk_size
+from tenas_jax.networks.batch_minor import BATCH_MINOR
 from tenas_jax.networks.initializers import initialize, quick_key
 from tenas_jax.networks.layouts import NHWC
 from tenas_jax.networks.ops import PATTERNS, READERS
@@ -21,7 +22,10 @@ from tenas_jax.spaces import DARTS, SPACES, darts, get_space
 FILES = {"nas-bench-201": "nas201", "darts": "darts"}
 PARAMS = {"nas-bench-201": nas_bench_201_params, "darts": darts_params}
 TOLERANCES = {"float32": 1e-4, "float64": 1e-9}
-LAYOUTS = {"float32": BATCH_MINOR, "float64": NHWC}
+GPU = "float64 on a GPU"
+LAYOUTS = {"float32": BATCH_MINOR, "float64": NHWC, GPU: NHWC_ON_GPU}
+# In NAS-Bench-201, which groups no channels, NHWC is the same on any backend.
+CASES = [(s, name) for s in FILES for name in LAYOUTS if (s, name) != ("nas-bench-201", GPU)]
 
 
 def relative_error(actual, expected):
@@ -55,14 +59,15 @@ def read_images(folder, name, dtype):
         return jnp.asarray(inputs[name].transpose(0, 2, 3, 1), dtype)
 
 
-@pytest.fixture(scope="module", params=[(s, d) for s in FILES for d in TOLERANCES], ids="-".join)
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
 def ntk_case(request):
     """A space, a type, and the compiled logits and kernel, from gradients of some images a time."""
-    space, dtype = request.param
-    network = get_space(space).supernet(ProxySize(10), LAYOUTS[dtype])
+    space, name = request.param
+    layout, dtype = LAYOUTS[name], name.partition(" ")[0]
+    network = get_space(space).supernet(ProxySize(10), layout)
 
-    # The plain layout takes longer to run, the fast one to compile.
-    @(jax.jit if dtype == "float64" else quick_jit)
+    # The plain layout takes longer to run, the others to compile.
+    @(jax.jit if layout is NHWC else quick_jit)
     def logits_and_kernel(params, images, mask):
         logits, vjp = jax.vjp(lambda p: network.apply({"params": p}, images, mask), params)
 
@@ -71,7 +76,8 @@ def ntk_case(request):
             leaves = jax.tree_util.tree_leaves_with_path(gradient)
             return jnp.concatenate([g.ravel() for path, g in leaves if path[-1].key != "bias"])
 
-        rows = jax.lax.map(row, jnp.arange(len(logits)), batch_size=chunk_size(len(logits)))
+        chunk = len(logits) if layout is NHWC_ON_GPU else chunk_size(len(logits))
+        rows = jax.lax.map(row, jnp.arange(len(logits)), batch_size=chunk)
         return logits, jnp.matmul(rows, rows.T, precision="highest")
 
     with jax.enable_x64(dtype == "float64"):
@@ -89,10 +95,11 @@ def test_logits_and_kernels_are_the_originals(ntk_case, golden):
             assert error < TOLERANCES[dtype], (mask, init, name)
 
 
+@pytest.mark.parametrize("layout", [BATCH_MINOR, NHWC_ON_GPU], ids=["batch_minor", "gpu"])
 @pytest.mark.parametrize("space", FILES)
-def test_patterns_distinguish_the_same_samples_as_the_originals(space, golden):
+def test_patterns_distinguish_the_same_samples_as_the_originals(space, layout, golden):
     with jax.enable_x64(True):
-        network = get_space(space).region_network(ProxySize(), BATCH_MINOR)
+        network = get_space(space).region_network(ProxySize(), layout)
         patches = read_images(golden, "lr_input_0", "float64")
 
         @quick_jit

@@ -1,0 +1,89 @@
+"""How proxy networks are computed on each backend: the only place that asks which one it is.
+
+- A CPU takes the batch-minor layout, whose passes stay in cache, and few cotangents at once. It
+  skips what a mask prunes.
+- A GPU takes NHWC, all cotangents at once and no loops over edges: there the launches of kernels
+  count, and each branch that depends on a mask lets the host wait for the device. What is pruned is
+  multiplied by zero. Only two branches are left for a row, which skip all of it: where the row
+  fills up a batch, and where no image reaches the output.
+- A TPU takes what a CPU does, with all cotangents at once: XLA's estimates for a convolution of few
+  channels are in favor of it.
+
+The measurements are in `docs/accelerators.md`.
+"""
+
+import math
+import sys
+
+import jax
+
+from tenas_jax.networks.batch_minor import BATCH_MINOR
+from tenas_jax.networks.layouts import ChannelsLast, Layout
+
+# Depthwise and pointwise convolution as one is the smaller work where kernels are dense anyway.
+NHWC_ON_GPU = ChannelsLast(few_channels=sys.maxsize, loops=False, dense=True)
+# Images times cotangents that a backward pass of an accelerator has; a supernet of NAS-Bench-201
+# keeps 0.23 MiB for each.
+IMAGES_AT_ONCE = 2**14
+
+
+def network_layout() -> Layout:
+    """The layout of proxy networks on JAX's default backend.
+
+    Returns:
+        On a GPU, of whatever vendor, NHWC; elsewhere the batch-minor layout.
+
+    Example:
+        >>> network_layout()  # on a CPU
+        BatchMinor(channel_axis=1, loops=True, few_channels=16)
+    """
+    return NHWC_ON_GPU if jax.default_backend() == "gpu" else BATCH_MINOR
+
+
+def chunk_size(n: int, *, single_path: bool = False, rolled: bool = False) -> int:
+    """Cotangents per backward pass, for `tenas_jax.metrics.ntk.empirical_ntk`.
+
+    On a CPU, more of them make the products faster and push the images out of cache. On both of two
+    cores, batch 72, with 1, 2, 3, 4, 6, 8 at once, single paths take 1, 0.89, 0.84, 0.81, 0.83 and
+    0.86 of the time, supernets, whose products are longer, with 1 to 4 1, 0.94, 1.01 and 1. Loops
+    over edges copy what a backward pass needs, for all of its cotangents at once: in DARTS, batch
+    14, a kernel takes 0.38 s with 2 and 0.28 s with 7.
+
+    Args:
+        n: images of the kernel.
+        single_path: whether a network keeps an operator an edge at most, see
+            `tenas_jax.architectures.space.ProxySize`.
+        rolled: whether its edges are computed in loops.
+
+    Returns:
+        On a CPU a divisor of n, as passes of another size would be compiled, too. Elsewhere n, or
+        of many images so many that memory suffices.
+
+    Example:
+        >>> 72 % chunk_size(72)
+        0
+    """
+    if jax.default_backend() != "cpu":
+        passes = math.ceil(n * n / IMAGES_AT_ONCE)
+        return math.ceil(n / passes)
+    if rolled:
+        return max(size for size in range(1, 9) if n % size == 0)
+    return math.gcd(n, 4 if single_path else 2)
+
+
+def rows_per_call(*, single_path: bool) -> int:
+    """Rows that a device measures in one call, one after the other.
+
+    On a CPU it is one supernet, which takes a second; several single paths even out their times.
+    A row of an accelerator takes milliseconds: several share what a call costs.
+
+    Args:
+        single_path: whether a network keeps an operator an edge at most.
+
+    Example:
+        >>> rows_per_call(single_path=False), rows_per_call(single_path=True)  # on a CPU
+        (1, 8)
+    """
+    if jax.default_backend() == "cpu":
+        return 8 if single_path else 1
+    return 16
