@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import common
+from bench import common, hlo
+from bench import compile as compiling
 from tenas_jax.architectures.space import ProxySize
 from tenas_jax.spaces import get_space
 
@@ -211,6 +212,91 @@ def test_results_hold_the_environment(tmp_path: Path) -> None:
     text = (folder / "ntk.md").read_text()
     assert "Some CPU, 1 of 2 cores for everyone; Python 3.11, jax 1." in text
     assert text.endswith("| a |\n")
+
+
+# A loop of 5 over a fused product and a convolution, then a conditional.
+HLO = """HloModule jit_f
+
+%fused (a: f32[4,6], b: f32[6,2]) -> f32[4,2] {
+  %a = f32[4,6]{1,0} parameter(0)
+  %b = f32[6,2]{1,0} parameter(1)
+  ROOT %dot = f32[4,2]{1,0} dot(%a, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%body (state: (s32[], f32[4,6])) -> (s32[], f32[4,6]) {
+  %state = (s32[], f32[4,6]{1,0}) parameter(0)
+  %x = f32[4,6]{1,0} get-tuple-element(%state), index=1
+  %w = f32[6,2]{1,0} constant({...})
+  %y = f32[4,2]{1,0} fusion(%x, %w), kind=kCustom, calls=%fused
+  %images = f32[2,8,8,3]{3,2,1,0} constant({...})
+  %kernel = f32[5,3,3,3]{3,2,1,0} constant({...})
+  %conv = (f32[2,8,8,5]{3,2,1,0}, u8[0]{0}) custom-call(%images, %kernel), window={size=3x3 \
+pad=1_1x1_1}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convForward"
+  %gradient = (f32[5,3,3,3]{3,2,1,0}, u8[0]{0}) custom-call(%images, %dy), window={size=3x3 \
+pad=1_1x1_1}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convBackwardFilter"
+  %dy = f32[2,8,8,5]{3,2,1,0} get-tuple-element(%conv), index=0
+  ROOT %next = (s32[], f32[4,6]{1,0}) tuple(%i, %x)
+}
+
+%few (x: f32[4,6]) -> f32[4,6] {
+  ROOT %x = f32[4,6]{1,0} parameter(0)
+}
+
+%many (x: f32[4,6]) -> f32[4,6] {
+  %x = f32[4,6]{1,0} parameter(0)
+  ROOT %negate = f32[4,6]{1,0} negate(%x)
+}
+
+ENTRY %main (x: f32[4,6]) -> f32[4,6] {
+  %x = f32[4,6]{1,0} parameter(0)
+  %init = (s32[], f32[4,6]{1,0}) tuple(%zero, %x)
+  %loop = (s32[], f32[4,6]{1,0}) while(%init), condition=%until, body=%body, \
+backend_config={"known_trip_count":{"n":"5"}}
+  %last = f32[4,6]{1,0} get-tuple-element(%loop), index=1
+  ROOT %end = f32[4,6]{1,0} conditional(%p, %last, %last), true_computation=%few, \
+false_computation=%many
+}
+"""
+
+
+def test_a_compiled_program_is_counted_with_its_loops() -> None:
+    cost = hlo.Program(HLO).cost
+    convolution = 2 * (2 * 8 * 8 * 5) * (3 * 3 * 3)
+    assert cost.kernels == 5 * 3 + 1
+    assert cost.conditionals == 1
+    assert cost.flops == 5 * (2 * 4 * 2 * 6 + 2 * convolution)
+    images, kernel, results = 2 * 8 * 8 * 3, 5 * 3 * 3 * 3, 2 * 8 * 8 * 5
+    floats = 5 * (24 + 12 + 8 + 2 * (images + kernel + results)) + 2 * 24
+    assert cost.bytes == 4 * floats
+    assert cost.unknown_loops == 0
+    assert cost.floor(1e30) == pytest.approx(16 * hlo.LAUNCH_SECONDS)
+    unknown = hlo.Program(HLO.replace("known_trip_count", "what")).cost
+    assert (unknown.kernels, unknown.unknown_loops) == (4, 1)
+
+
+def test_a_missing_compiler_is_a_line_that_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def missing(**_: Any) -> None:
+        raise NotImplementedError("topology not implemented for cuda\nmore")
+
+    monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", missing)
+    monkeypatch.setattr("sys.argv", ["compile", "--results", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        compiling.main()
+    assert "pip install 'jax[cuda13]'" in str(ended.value)
+    assert "\n" not in str(ended.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_compiled_programs_are_reported_with_the_formula_of_the_floor(tmp_path: Path) -> None:
+    numbers = (1.5, 30.25, 100.0, 120.0, 539.0, 2.0, 41.0, 13.0, 4.87, 0)
+    row = compiling.Compiled("some preset", "kappa", False, 72, 16, *numbers)
+    compiling.report(tmp_path, "t4", [row])
+    text = (tmp_path / "t4.md").read_text()
+    assert hlo.FORMULA in text
+    assert "| some preset | kappa | False | 72 | 16 | 1.5 | 30.2 |" in text
+    assert json.loads((tmp_path / "t4.json").read_text())["results"][0]["floor_ms"] == 4.87
 
 
 def test_plot_is_drawn(tmp_path: Path) -> None:

@@ -1,0 +1,223 @@
+"""What a program that XLA has compiled for a GPU does: kernels, conditionals, bytes, FLOPs.
+
+Read from its optimized HLO. What is in a loop counts as often as the loop runs; of the branches of
+a conditional counts the one with the most kernels.
+"""
+
+import math
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+LAUNCH_SECONDS = 2.5e-6
+FORMULA = "each kernel takes the larger of 2.5 us and its bytes over the memory's bandwidth"
+
+BYTES = {"pred": 1, "bf16": 2, "f8e4m3fn": 1, "f8e5m2": 1, "c64": 8, "c128": 16} | {
+    f"{kind}{bits}": bits // 8 for kind in "fsu" for bits in (8, 16, 32, 64)
+}
+# What launches no kernel.
+FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"} | {
+    "partition-id", "replica-id", "opt-barrier", "async-done"
+}  # fmt: skip
+
+
+class Instruction(NamedTuple):
+    """A line of HLO: `name = type operation(operands), attributes`."""
+
+    name: str
+    type: str
+    operation: str
+    operands: tuple[str, ...]
+    rest: str
+
+    def called(self, attribute: str) -> str:
+        """The computation that an attribute names."""
+        found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.rest)
+        return found[1] if found else ""
+
+
+@dataclass
+class Cost:
+    """What is done at run time.
+
+    Args:
+        kernels: launched.
+        conditionals: at each the host waits for the device.
+        bytes: read and written.
+        flops: of convolutions and matrix products, a multiply-add being two.
+        transfers: how many bytes how many kernels move.
+        unknown_loops: loops of unknown length, counted once.
+    """
+
+    kernels: int = 0
+    conditionals: int = 0
+    bytes: int = 0
+    flops: int = 0
+    transfers: dict[int, int] = field(default_factory=dict)
+    unknown_loops: int = 0
+
+    def add(self, other: "Cost", times: int = 1) -> None:
+        """Add what something costs that is run so many times."""
+        self.kernels += other.kernels * times
+        self.conditionals += other.conditionals * times
+        self.bytes += other.bytes * times
+        self.flops += other.flops * times
+        self.unknown_loops += other.unknown_loops
+        for size, count in other.transfers.items():
+            self.transfers[size] = self.transfers.get(size, 0) + count * times
+
+    def floor(self, bandwidth: float) -> float:
+        """The least seconds that it can take, by `FORMULA`.
+
+        Args:
+            bandwidth: bytes a second.
+
+        Example:
+            >>> cost = Cost()
+            >>> cost.add(Cost(kernels=1, transfers={10**6: 1}), times=1000)
+            >>> cost.floor(bandwidth=1e11), cost.floor(bandwidth=1e12)
+            (0.01, 0.0025)
+        """
+        each = (
+            count * max(LAUNCH_SECONDS, size / bandwidth) for size, count in self.transfers.items()
+        )
+        return sum(each)
+
+
+def size(type_: str) -> int:
+    """Bytes of all arrays of a type.
+
+    Example:
+        >>> size("(f32[2,3]{1,0}, pred[])"), size("s32[5]")
+        (25, 20)
+    """
+    return sum(BYTES.get(kind, 0) * math.prod(shape) for kind, shape in _arrays(type_))
+
+
+def _arrays(type_: str) -> list[tuple[str, tuple[int, ...]]]:
+    found = re.findall(r"\b([a-z]\w*)\[([\d,]*)\]", type_)
+    return [(kind, tuple(int(n) for n in shape.split(",") if n)) for kind, shape in found]
+
+
+class Program:
+    """An optimized program.
+
+    Args:
+        text: what `jax.stages.Compiled.as_text` returns.
+
+    Example:
+        >>> program = Program('''
+        ... ENTRY %main (x: f32[8]) -> f32[8] {
+        ...   %x = f32[8]{0} parameter(0)
+        ...   ROOT %y = f32[8]{0} negate(%x), metadata={op_name="y"}
+        ... }''')
+        >>> program.cost.kernels, program.cost.bytes
+        (1, 64)
+    """
+
+    def __init__(self, text: str) -> None:
+        self._computations: dict[str, dict[str, Instruction]] = {}
+        self._costs: dict[str, Cost] = {}
+        self._entry, current = "", ""
+        for line in text.splitlines():
+            start = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line)
+            if start:
+                current = start[2]
+                self._computations[current] = {}
+                self._entry = current if start[1] else self._entry
+            elif found := re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*)$", line):
+                instruction = _instruction(*found.groups())
+                self._computations[current][instruction.name] = instruction
+
+    @cached_property
+    def cost(self) -> Cost:
+        """Of running it once."""
+        return self._cost(self._entry)
+
+    def _cost(self, computation: str) -> Cost:
+        if computation not in self._costs:
+            total = Cost()
+            for instruction in self._computations[computation].values():
+                self._add(total, instruction, computation)
+            self._costs[computation] = total
+        return self._costs[computation]
+
+    def _add(self, total: Cost, instruction: Instruction, computation: str) -> None:
+        operation = instruction.operation
+        if operation == "while":
+            known = re.search(r'known_trip_count"?:\{"n":"(\d+)"', instruction.rest)
+            total.unknown_loops += known is None
+            total.add(self._cost(instruction.called("body")), int(known[1]) if known else 1)
+        elif operation == "conditional":
+            listed = re.search(r"branch_computations=\{([^}]*)\}", instruction.rest)
+            names = listed[1].split(", ") if listed else []
+            names += [instruction.called(f"{which}_computation") for which in ("true", "false")]
+            branches = [self._cost(name.lstrip("%")) for name in names if name]
+            total.add(max(branches, key=lambda cost: cost.kernels))
+            total.conditionals += 1
+        elif operation in ("call", "async-start"):
+            called = instruction.called("to_apply") or instruction.called("calls")
+            total.add(self._cost(called))
+        elif operation not in FREE:
+            moved = self._bytes(instruction, computation)
+            flops = self._flops(instruction, computation)
+            total.add(Cost(1, bytes=moved, flops=flops, transfers={moved: 1}))
+
+    def _bytes(self, instruction: Instruction, computation: str) -> int:
+        """Read and written; of an array that is sliced or updated in place, that part."""
+        here, written = self._computations[computation], size(instruction.type)
+        read = [size(here[name].type) for name in instruction.operands if name in here]
+        inside = self._computations.get(instruction.called("calls"), {})
+        operations = {each.operation for each in inside.values()} | {instruction.operation}
+        if "dynamic-update-slice" in operations:
+            return 2 * max(sum(each for each in read if each < written / 2), 1)
+        if "dynamic-slice" in operations:
+            read = [min(each, written) for each in read]
+        return written + sum(read)
+
+    def _flops(self, instruction: Instruction, computation: str) -> int:
+        """Of a kernel, and of what is fused into it."""
+        inside = self._computations.get(instruction.called("calls"), {})
+        total = sum(self._flops(each, instruction.called("calls")) for each in inside.values())
+        here = self._computations[computation]
+        shapes = [_shape(here[name].type) for name in instruction.operands if name in here]
+        result = _shape(instruction.type)
+        contracted = re.search(r'lhs_contracting_dim\w*"?[=:][{\[]([\d,"]*)', instruction.rest)
+        labels = re.search(r"dim_labels=\w+_(\w+)->(\w+)", instruction.rest)
+        if contracted and len(shapes) > 1:
+            axes = [int(axis) for axis in re.findall(r"\d+", contracted[1])]
+            total += 2 * math.prod(result) * math.prod(shapes[0][axis] for axis in axes)
+        elif labels and len(shapes) > 1:
+            kernel, images = shapes[1], result
+            if "convBackwardFilter" in instruction.rest:
+                kernel, images = result, shapes[1]
+            elif "convBackwardInput" in instruction.rest:
+                images = shapes[0]
+            outputs = kernel[labels[1].index("o")]
+            total += 2 * math.prod(images) * math.prod(kernel) // max(outputs, 1)
+        return total
+
+
+def _shape(type_: str) -> tuple[int, ...]:
+    """Of the first array of a type."""
+    arrays = _arrays(type_)
+    return arrays[0][1] if arrays else ()
+
+
+def _instruction(name: str, text: str) -> Instruction:
+    end = _closing(text) + 1 if text.startswith("(") else text.index(" ")
+    type_, rest = text[:end], text[end:].lstrip()
+    operation, _, arguments = rest.partition("(")
+    operands = arguments[: _closing("(" + arguments) - 1]
+    return Instruction(name, type_, operation, tuple(re.findall(r"%([\w.\-]+)", operands)), rest)
+
+
+def _closing(text: str) -> int:
+    """Where the parenthesis closes that a text begins with."""
+    depth = 0
+    for i, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if not depth:
+            return i
+    return len(text)
