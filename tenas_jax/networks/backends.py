@@ -4,8 +4,9 @@
   skips what a mask prunes.
 - A GPU takes NHWC, all cotangents at once and no loops over edges: there the launches of kernels
   count, and each branch that depends on a mask lets the host wait for the device. What is pruned is
-  multiplied by zero. Only two branches are left for a row, which skip all of it: where the row
-  fills up a batch, and where no image reaches the output.
+  multiplied by zero, of single paths too. Only two branches of kernel and regions are left, which
+  skip a whole row: where it fills up a batch, and where no image reaches the output. Other
+  metrics of single paths branch on any backend, as some depend on which operators are computed.
 - A TPU takes what a CPU does, with all cotangents at once: XLA's estimates for a convolution of few
   channels are in favor of it.
 
@@ -38,6 +39,21 @@ def network_layout() -> Layout:
         BatchMinor(channel_axis=1, loops=True, few_channels=16)
     """
     return NHWC_ON_GPU if jax.default_backend() == "gpu" else BATCH_MINOR
+
+
+def skips_pruned() -> bool:
+    """Whether kernels and regions of single paths skip, by branches, the operators not kept.
+
+    Elsewhere they are those of the supernet, whose pruned operators are multiplied by zero.
+
+    Returns:
+        Whether the backend is not a GPU, where a branch lets the host wait for the device.
+
+    Example:
+        >>> skips_pruned()  # on a CPU
+        True
+    """
+    return jax.default_backend() != "gpu"
 
 
 def chunk_size(n: int, *, single_path: bool = False, rolled: bool = False) -> int:

@@ -23,7 +23,7 @@ from tenas_jax.metrics.draw import Draw
 from tenas_jax.metrics.features import feature_gradients
 from tenas_jax.metrics.ntk import empirical_ntk
 from tenas_jax.metrics.registry import Metric
-from tenas_jax.networks.backends import chunk_size, network_layout
+from tenas_jax.networks.backends import chunk_size, network_layout, skips_pruned
 from tenas_jax.networks.initializers import DEFAULT, initialize, quick_key
 from tenas_jax.networks.layers import DEVIATIONS
 from tenas_jax.networks.layouts import NHWC, NHWC_WITHOUT_BATCH_NORM, Layout
@@ -221,7 +221,8 @@ class SupernetDraw(Draw):
     def region_patterns(self) -> Bool[Array, "sample neurons"]:
         """The activation patterns of the region network on random patches."""
         problem, regions = self._problem, self._problem.config.regions
-        size = dataclasses.replace(problem.region_size, single_path=self._single_path)
+        skips = self._single_path and skips_pruned()
+        size = dataclasses.replace(problem.region_size, single_path=skips)
         network = problem.space.region_network(size, network_layout())
         if network is None:
             raise InputError(
@@ -330,7 +331,8 @@ class SupernetDraw(Draw):
         return _patterns_and_counts(space, self._network(), self.params, self.x, self._mask)
 
     def _network(self, layout: Layout | None = None, *, rolled: bool = True) -> Any:
-        problem, path = self._problem, self._single_path
+        """The proxy network; that of the kernel is not `rolled`."""
+        problem, path = self._problem, self._single_path and (rolled or skips_pruned())
         size = dataclasses.replace(problem.ntk_size, single_path=path, rolled=rolled and path)
         return problem.space.supernet(size, network_layout() if layout is None else layout)
 

@@ -239,15 +239,20 @@ def test_a_row_is_the_same_in_the_layout_of_a_gpu(image_set, monkeypatch):
         assert actual["regions"] == expected["regions"] > 1
 
 
-@pytest.mark.parametrize(("backend", "branches"), [("gpu", 2), ("cpu", 16)])
-def test_nothing_in_a_network_waits_for_the_host_of_a_gpu(
-    backend, branches, image_set, monkeypatch
-):
+def test_nothing_in_a_network_waits_for_the_host_of_a_gpu(image_set, monkeypatch):
     """Of a row all or nothing is measured, and all or nothing of its kernel."""
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    problem = look_up(dataclasses.replace(CONFIG, metrics="kappa"), space=SMALL)
-    [program] = make_scorer(problem, image_set, jax.devices()[:1]).lower()
-    assert program.as_text().count("stablehlo.case") == branches
+    problem = look_up(dataclasses.replace(CONFIG, metrics="kappa,regions"), space=SMALL)
+
+    def texts(backend, *, single_path):
+        monkeypatch.setattr(jax, "default_backend", lambda: backend)
+        scorer = make_scorer(problem, image_set, jax.devices()[:1], single_path=single_path)
+        return [program.as_text() for program in scorer.lower()]
+
+    regions, kappa = texts("gpu", single_path=False)
+    assert (regions.count("stablehlo.case"), kappa.count("stablehlo.case")) == (1, 2)
+    assert texts("gpu", single_path=True) == [regions, kappa]
+    for single_path in (False, True):
+        assert texts("cpu", single_path=single_path)[1].count("stablehlo.case") > 2
 
 
 def test_gradients_of_samples_of_a_single_path_of_darts(image_set):
