@@ -16,7 +16,7 @@ from tenas_jax.architectures.space import ProxySize, SearchSpace
 from tenas_jax.data.images import ImageSet
 from tenas_jax.errors import InputError
 from tenas_jax.metrics.ntk import empirical_ntk
-from tenas_jax.metrics.registry import METRICS
+from tenas_jax.metrics.registry import METRICS, USUAL
 from tenas_jax.networks.batch_minor import BATCH_MINOR
 from tenas_jax.networks.layers import DEVIATIONS
 from tenas_jax.networks.layouts import NHWC
@@ -164,7 +164,7 @@ def test_costs_are_those_of_the_network(space):
 
 MINE = my_nas.PROGRESSIVITY
 MEASURED = [
-    (my_nas.SPACE, [*METRICS, "my_nas:PROGRESSIVITY"]),
+    (my_nas.SPACE, [*USUAL.split(","), "meco", "jacov", "my_nas:PROGRESSIVITY"]),
     (OWN_OPERATOR, ["kappa", "regions", "naswot", "synflow", "my_nas:PROGRESSIVITY"]),
     (WITHOUT_NONE, ["kappa", "regions", "swap", "flops"]),
     (TWO_CELLS, ["regions", "my_nas:PROGRESSIVITY"]),
@@ -175,10 +175,8 @@ MEASURED = [
     ("space", "metrics"), MEASURED, ids=lambda value: getattr(value, "name", "")
 )
 def test_metrics_of_a_row_are_numbers_of_its_mask(space, metrics):
-    # Which need a network of regions, and variances that modules of users do not hand out.
-    names = [
-        name for name in metrics if space is not my_nas.SPACE or name not in ("regions", "zen")
-    ]
+    # Which need a network of regions.
+    names = [name for name in metrics if space is not my_nas.SPACE or name != "regions"]
     config = SearchConfig(
         images=12,
         image_size=8,

@@ -50,6 +50,7 @@ SMALLER = {
     "--sample 1000": f"--sample {SAMPLE}",
     "--sample 100": "--sample 5",
     "--budget 200": "--budget 60",
+    "search darts-best": "search darts-best --shortlist.pool 200",
 }
 TINY = {
     "train": "--channels 2 --cells 1 --epochs 1 --batch-size 16 --image-size 8 --padding 1 "

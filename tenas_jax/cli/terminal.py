@@ -80,10 +80,11 @@ def parse(
 def _require_local_paths(options: Any) -> None:
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
-        if dataclasses.is_dataclass(value):
-            _require_local_paths(value)
-        elif isinstance(value, Path):
-            require_local(value)
+        for each in value if isinstance(value, tuple) else (value,):
+            if dataclasses.is_dataclass(each):
+                _require_local_paths(each)
+            elif isinstance(each, Path):
+                require_local(each)
 
 
 def _one_line(exit: SystemExit, box: str, command: str) -> InputError:

@@ -46,7 +46,7 @@ def scorer(monkeypatch, tmp_path):
     ("words", "fault"),
     [
         ("serch", "unknown command 'serch': choose one of search, score, correlate"),
-        ("search resnet", "unknown preset 'resnet': choose from nas-bench-201, nas-bench-201-pa"),
+        ("search resnet", "unknown preset 'resnet': choose from nas-bench-201, nas-bench-201-be"),
         ("search --sede 3", "Unrecognized options: --sede, 3 (see tenas search --help)"),
         ("search --seed 3 nas-bench-201", "Unrecognized options: nas-bench-201 (see"),
         ("search --seed x", "Error parsing --seed: invalid literal for int()"),
