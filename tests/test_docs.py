@@ -42,7 +42,12 @@ BLOCK = re.compile(
     r"|^```(?P<language>\w*)(?: title=\"(?P<file>[^\"]+)\")?\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
-REASONS = {"needs the archive", "needs a TPU pod", "needs SLURM; the script itself is run"}
+REASONS = {
+    "needs the archive",
+    "needs a TPU pod",
+    "needs SLURM; the script itself is run",
+    "needs XLA's compiler for CUDA",
+}
 SAMPLE = 12
 # What the tests replace, so that a page needs no network and no time.
 SMALLER = {
