@@ -6,7 +6,7 @@ decided; no training, no accuracy, random labels. The proxy network of the kerne
 and two cells, on which these say almost nothing; this one has 8 channels and 5 cells.
 Command: `tenas search darts-best --data tfds:cifar10 --seed 0`
 Evaluations: 100 architectures, 2 to 6 repeats each.
-Cost: see the table of costs in the documentation.
+Cost: 6 minutes and 2.5 GB on two CPU cores.
 
 Chosen by 362 architectures of NAS-Bench-301 (CIFAR-10, accuracies of its surrogate; NASLib's
 sample): Kendall's tau 0.46 with one repeat, where kappa + regions on the proxy network of
