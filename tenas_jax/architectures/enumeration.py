@@ -28,6 +28,20 @@ def count(space: SearchSpace) -> int:
     return math.prod(len(choices) for _, choices in space.decisions())
 
 
+def can_list(space: SearchSpace) -> bool:
+    """Whether a space is small enough for `enumerate_all`.
+
+    Args:
+        space: the search space.
+
+    Example:
+        >>> from tenas_jax.spaces import DARTS, NAS_BENCH_201
+        >>> can_list(NAS_BENCH_201), can_list(DARTS)
+        (True, False)
+    """
+    return count(space) <= TOO_MANY
+
+
 def enumerate_all(space: SearchSpace) -> Masks:
     """All architectures of a space.
 
@@ -45,7 +59,7 @@ def enumerate_all(space: SearchSpace) -> Masks:
         >>> enumerate_all(NAS_BENCH_201).shape
         (15625, 1, 6, 5)
     """
-    if count(space) > TOO_MANY:
+    if not can_list(space):
         raise InputError(
             f"{space.name} has {count(space):.0e} architectures, too many to measure all: "
             "draw a sample of them"

@@ -10,7 +10,7 @@ from tenas_jax.architectures.isomorphism import first_of_each_class
 from tenas_jax.architectures.space import Mask, Masks, SearchSpace
 from tenas_jax.metrics.registry import Metric
 from tenas_jax.searching import ranking
-from tenas_jax.searching.constraints import Constraints, draw, list_allowed
+from tenas_jax.searching.constraints import draw, list_allowed
 from tenas_jax.searching.problem import Problem
 from tenas_jax.searching.repeats import probabilities
 from tenas_jax.searching.rows import Found, Measurements, Row, Run, Work
@@ -184,14 +184,14 @@ def best_of(problem: Problem, masks: Masks) -> Run:
     if config.repeats != "auto":
         means = yield from score(problem, masks)
         return Found(masks[_best_first(problem, means)[0]], len(masks), [])
-    settings, worst = config.auto_repeats, -np.inf * np.array(list(problem.directions.values()))
-    values = np.full((len(masks), len(worst), settings.maximum), np.nan)  # where not measured
+    settings, directions = config.auto_repeats, problem.directions
+    values = np.full((len(masks), len(directions), settings.maximum), np.nan)  # where not measured
     front: Int[np.ndarray, " architecture"] = np.arange(len(masks))
     repeats = range(settings.minimum)
     while repeats.stop <= settings.maximum and len(front) > 1:
         later = len(masks) * settings.minimum - len(front) * len(repeats)
         measured = yield Work(_rows(problem, masks[front], repeats), 0, 1, max(later, 0))
-        table = np.where(np.isfinite(measured), measured, worst)
+        table = ranking.finite_or_worst(measured, directions)
         table = table.reshape(len(front), len(repeats), -1).transpose(0, 2, 1)
         values[front, :, repeats.start : repeats.stop] = table
         front = _front(problem, values)
@@ -220,7 +220,7 @@ def _child(problem: Problem, parent: Mask, rng: np.random.Generator) -> Mask:
     space, constraints = problem.space, problem.config.constraints
     for _ in range(_MUTATIONS):
         child = enumeration.mutate(space, parent, rng)
-        if constraints == Constraints() or constraints.allow(space, child[None])[0]:
+        if constraints.allow(space, child[None])[0]:
             return child
     return parent
 

@@ -46,8 +46,10 @@ class Constraints(NamedTuple):
             >>> int(Constraints(parse("flops", "180M:")).allow(NAS_BENCH_201, masks).sum())
             25
         """
-        costs = space.costs(masks)
         allowed = np.ones(len(masks), bool)
+        if self == Constraints():
+            return allowed
+        costs = space.costs(masks)
         for (low, high), counts in zip(self, (costs.flops, costs.parameters), strict=True):
             allowed &= (low <= counts) & (counts <= high)
         return allowed
@@ -107,8 +109,6 @@ def list_allowed(space: SearchSpace, constraints: Constraints) -> Masks:
         InputError: there are too many to list, or none is allowed.
     """
     masks = enumeration.enumerate_all(space)
-    if constraints == Constraints():
-        return masks
     allowed: np.ndarray = masks[constraints.allow(space, masks)]
     if not len(allowed):
         raise InputError(_none(space, constraints, masks, f"all {len(masks)} architectures"))
@@ -131,7 +131,7 @@ def draw(
     """
     if constraints == Constraints():
         return enumeration.sample(space, size, rng)
-    if enumeration.count(space) <= enumeration.TOO_MANY:
+    if enumeration.can_list(space):
         allowed = list_allowed(space, constraints)
         if size > len(allowed):
             raise InputError(

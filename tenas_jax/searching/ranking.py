@@ -304,6 +304,26 @@ def pruning_order(
     return np.lexsort((first_metric, importance(differences, directions, combination)))
 
 
+def finite_or_worst(
+    values: Float[np.ndarray, "architecture metric"], directions: Mapping[str, int]
+) -> Float[np.ndarray, "architecture metric"]:
+    """Values of whole architectures, where not finite infinite in the direction that is worse.
+
+    Whatever the metric, infinity and NaN mean that it failed to measure the architecture.
+
+    Args:
+        values: metrics of architectures, shape (architectures, metrics).
+        directions: +1 or -1 for each metric, see `metric_ranks`.
+
+    Example:
+        >>> finite_or_worst(np.array([[np.nan, 5.0], [80.0, np.inf]]), {"kappa": -1, "regions": 1})
+        array([[ inf,   5.],
+               [ 80., -inf]])
+    """
+    worst = -np.inf * np.array(list(directions.values()))
+    return np.where(np.isfinite(values), values, worst)
+
+
 def best_first(
     values: Float[np.ndarray, "architecture metric"],
     directions: Mapping[str, int],
@@ -330,8 +350,7 @@ def best_first(
         >>> best_first(values, {"kappa": -1, "regions": 1})
         array([1, 0, 2])
     """
-    worst = -np.inf * np.array(list(directions.values()))
-    known = np.where(np.isfinite(values), values, worst)
+    known = finite_or_worst(values, directions)
     # Of differences the greatest is a loss by what is pruned; of values it is the best. So the
     # ranks are the same, and here the highest importance comes first.
     first_metric = metric_ranks(known, directions)[:, 0]

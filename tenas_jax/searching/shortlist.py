@@ -59,7 +59,7 @@ def largest(problem: Problem) -> Masks:
     """
     config, space = problem.config, problem.space
     rng = np.random.default_rng(config.seed)
-    if enumeration.count(space) <= enumeration.TOO_MANY:
+    if enumeration.can_list(space):
         masks = list_allowed(space, config.constraints)
     else:
         masks = draw(space, config.constraints, config.shortlist.pool, rng)
