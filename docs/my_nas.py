@@ -1,4 +1,4 @@
-"""A search space, an operator and a metric of one's own."""
+"""A custom search space, operator and metric."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from tenas_jax.spaces import NAS_BENCH_201
 
 
 class Block(nn.Module):
-    """A residual block that halves the images."""
+    """A residual block that halves the image size."""
 
     features: int
     kernel: int
@@ -18,7 +18,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        """Images of half the size."""
+        """Return images of half the size."""
         y = nn.Conv(self.width * self.features, (1, 1), use_bias=False)(x)
         y = nn.relu(nn.BatchNorm(use_running_average=False)(y))
         y = nn.Conv(self.features, (self.kernel, self.kernel), strides=2, use_bias=False)(y)
@@ -30,14 +30,14 @@ OPTIONS = {f"conv{kernel}_w{width}": (kernel, width) for kernel in (3, 5) for wi
 
 
 class Net(nn.Module):
-    """Three blocks, of which each is chosen."""
+    """A network of three searchable blocks."""
 
     num_classes: int
     channels: int = 8
 
     @nn.compact
     def __call__(self, images, mask):
-        """Logits; mask[i] are the options kept of choice i."""
+        """Return logits; mask[i] says which options of choice i are kept."""
         x = nn.Conv(self.channels, (3, 3), strides=2, use_bias=False)(images)
         for i in range(3):
             features = self.channels * 2**i
@@ -51,7 +51,7 @@ SPACE = ChoiceSpace("my-net", {f"block_{i}": tuple(OPTIONS) for i in range(3)}, 
 
 
 class Dilated(nn.Module):
-    """An operator for spaces of cells: ReLU, dilated 3 x 3 convolution, batch normalization."""
+    """An operator for cell spaces: ReLU, dilated 3 x 3 convolution, batch normalization."""
 
     features: int
     stride: int
@@ -59,7 +59,7 @@ class Dilated(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        """Convolved images."""
+        """Return the convolved images."""
         strides = {"strides": self.stride} if self.stride > 1 else {"kernel_dilation": 2}
         x = nn.Conv(self.features, (3, 3), use_bias=False, **strides)(nn.relu(x))
         return nn.BatchNorm(use_running_average=not self.train)(x)
