@@ -73,7 +73,7 @@ def write_plots(
     rounds = result["rounds"]
     figures = {"cell": draw_architecture(space, final_mask, width=width)}
     if rounds:
-        figures["trajectory"] = trajectory(rounds, width=width)
+        figures["trajectory"] = trajectory(rounds, result.get("found"), width=width)
     cells = range(len(space.cell_types)) if rounds else ()
     if rounds and (width is None or len(cells) == 1):
         figures["pruning"] = pruning_map(rounds, space, final_mask, width=width)
@@ -125,43 +125,49 @@ def _save(figure: Figure, path: Path) -> None:
         figure.savefig(unfinished, format=kind, dpi=150)
 
 
-def trajectory(rounds: Rounds, figure: NewFigure = Figure, *, width: float | None = None) -> Figure:
+def trajectory(
+    rounds: Rounds,
+    found: Mapping[str, Any] | None = None,
+    figure: NewFigure = Figure,
+    *,
+    width: float | None = None,
+) -> Figure:
     """The supernet before each round, by its two metrics (arXiv 2102.11535, Figure 5).
 
     Condition number against linear regions where both were measured, otherwise the first metric
-    against the second, or against the round.
+    against the second, or against the round. The last point is what was found. Bars are standard
+    errors.
 
     Args:
         rounds: of a finished search.
+        found: the measurement of what it found; None: it was not measured.
         figure: makes the figure.
         width: of the figure, in inches; None: its natural one.
     """
-    metrics = {
-        name: np.array([float(entry["metrics"][name]) for entry in rounds])
-        for name in rounds[0]["metrics"]
-    }
-    if {"kappa", "regions"} <= set(metrics):
+    measured = [*rounds, *([] if found is None else [found])]
+    names = list(rounds[0]["metrics"])
+    if {"kappa", "regions"} <= set(names):
         vertical, horizontal = "kappa", "regions"
     else:
-        vertical, horizontal = [*metrics, "round"][:2]
-    x = metrics.get(horizontal, np.arange(1.0, len(rounds) + 1))
-    y = metrics[vertical]
+        vertical, horizontal = [*names, "round"][:2]
+    y, y_error = _means_and_errors(measured, vertical)
+    x, x_error = np.arange(1.0, len(measured) + 1), np.zeros(len(measured))
+    if horizontal in names:
+        x, x_error = _means_and_errors(measured, horizontal)
     finite = np.isfinite(y)
-    finite_y = y[finite] if finite.any() else np.ones(1)
-    log = bool((finite_y > 0).all())
-    spread = max(float(np.ptp(finite_y)), 1e-3 * float(np.abs(finite_y).max()), 1e-12)
-    bottom, top = finite_y.min() - 0.2 * spread, finite_y.max() + 0.2 * spread
-    if log:
-        bottom, top = finite_y.min() / 1.6, finite_y.max() * 1.6
+    log = bool((y[finite] > 0).all())
+    bottom, top = _limits(y[finite], y_error[finite], log=log)
     x = np.where(np.isfinite(x), x, x[np.isfinite(x)].min() if np.isfinite(x).any() else 0.0)
+    left, right = (x - x_error).min(), (x + x_error).max()
     least = 5.0 if horizontal == "regions" else 1e-3 * max(float(np.abs(x).max()), 1e-9)
-    margin = max(0.12 * float(np.ptp(x)), least)
+    margin = max(0.12 * (right - left), least)
 
     drawn = figure(figsize=(7, 5))
-    drawn.suptitle("The supernet before each pruning round")
+    last = "" if found is None else ", then what was found"
+    drawn.suptitle(f"The supernet before each pruning round{last}")
     # Fixed, not laid out automatically: labels are placed in it before the figure is drawn.
     axes = drawn.add_axes((0.13, 0.12, 0.83, 0.74))
-    axes.set(xlim=(x.min() - margin, x.max() + margin), ylim=(bottom, top))
+    axes.set(xlim=(left - margin, right + margin), ylim=(bottom, top))
     axes.set(ylabel=AXIS_LABELS.get(vertical, vertical))
     axes.set_xlabel(AXIS_LABELS.get(horizontal, horizontal))
     if log:
@@ -177,25 +183,36 @@ def trajectory(rounds: Rounds, figure: NewFigure = Figure, *, width: float | Non
     colors = matplotlib.colormaps["plasma"](np.linspace(0, 0.8, len(points)))
     for start, end in pairwise(points):
         axes.add_patch(_arrow(start, end, ARROW_COLOR, shrinkA=4, shrinkB=4, clip_on=False))
+    if x_error.any() or y_error.any():
+        axes.errorbar(*points.T, y_error, x_error, fmt="none", ecolor=colors, elinewidth=1)
+    is_found = np.arange(len(points)) == len(rounds)
     markers = (
-        (finite, "o", "numbered by round, from 1"),
+        (finite & ~is_found, "o", "numbered by round, from 1"),
         (~finite, "^", "not finite, drawn at the top edge"),
+        (finite & is_found, "*", "found"),
     )
     for chosen, marker, label in markers:
         if chosen.any():
             handle = axes.scatter(*points[chosen].T, marker=marker, label=label, clip_on=False)
             handle.set(color=colors[chosen], zorder=3)
+            if marker == "*":
+                handle.set_sizes([140.0])
     drawn.legend(
         loc="upper center",
         bbox_to_anchor=(0.5, 0.94),
-        ncols=2,
+        ncols=3,
         frameon=False,
         fontsize=text_size(10.0, drawn, width),
     )
     scale = 72 / drawn.dpi  # from pixels to typographic points
-    places = axes.transData.transform(points) * scale
-    offsets = _label_offsets(places, *axes.bbox.get_points() * scale)
-    for entry, point, offset, color in zip(rounds, points, offsets, colors, strict=True):
+    x, y = points.T
+    lower, upper = np.clip([y - y_error, y + y_error], bottom, top)
+    ends = [(x - x_error, y), (x + x_error, y), (x, lower), (x, upper)]
+    places, *bars = (
+        axes.transData.transform(np.stack(each, 1)) * scale for each in [(x, y), *ends]
+    )
+    offsets = _label_offsets(places, bars, *axes.bbox.get_points() * scale)[: len(rounds)]
+    for entry, point, offset, color in zip(rounds, points, offsets, colors, strict=False):
         label, (dx, dy) = str(entry["round"] + 1), offset
         axes.annotate(label, point, (dx, dy), textcoords="offset points", color=color, **CENTERED)
     if width is not None:
@@ -203,16 +220,49 @@ def trajectory(rounds: Rounds, figure: NewFigure = Figure, *, width: float | Non
     return drawn
 
 
+def _means_and_errors(
+    measured: Rounds, metric: str
+) -> tuple[Float[np.ndarray, " network"], Float[np.ndarray, " network"]]:
+    """A metric of each network, and its standard error, 0 where there is none."""
+    means = [float(entry["metrics"][metric]) for entry in measured]
+    # The rounds of older results have none.
+    errors = [float(entry.get("standard_errors", {}).get(metric, "nan")) for entry in measured]
+    return np.array(means), np.nan_to_num(errors)
+
+
+def _limits(
+    values: Float[np.ndarray, " network"], errors: Float[np.ndarray, " network"], *, log: bool
+) -> tuple[float, float]:
+    """Of an axis: all values are between them, and error bars as far as they are not too long."""
+    if not len(values):
+        return 0.625, 1.6
+    low, high = (values - errors).min(), (values + errors).max()
+    if log:  # where a bar may end below zero
+        return max(low, values.min() / 2) / 1.6, high * 1.6
+    spread = max(high - low, 1e-3 * float(np.abs(values).max()), 1e-12)
+    return low - 0.2 * spread, high + 0.2 * spread
+
+
 def _label_offsets(
-    points: Float[np.ndarray, "point 2"], low: Float[np.ndarray, "2"], high: Float[np.ndarray, "2"]
+    points: Float[np.ndarray, "point 2"],
+    bars: Sequence[Float[np.ndarray, "point 2"]],
+    low: Float[np.ndarray, "2"],
+    high: Float[np.ndarray, "2"],
 ) -> list[Float[np.ndarray, "2"]]:
-    """Offsets of labels from points: between corners, clear of the path and of earlier labels."""
+    """Offsets of labels from points: between corners, clear of the path and of earlier labels.
+
+    They are clear of error bars, too, whose ends `bars` are.
+    """
     enough = 11  # typographic points, about the size of a label
     angles = np.linspace(0, 2 * np.pi, 16, endpoint=False)
     circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     choices = np.concatenate([circle * radius for radius in (12, 18, 24, 32)])
     steps = np.linspace(0, 1, 50)[:, np.newaxis]
-    path = [start + steps * (end - start) for start, end in pairwise(points)]
+    lines = [
+        *pairwise(points),
+        *((point, end[i]) for end in bars for i, point in enumerate(points)),
+    ]
+    path = [start + steps * (end - start) for start, end in lines]
     occupied = np.concatenate([points, *path])
     offsets = []
     for point in points:
@@ -470,7 +520,7 @@ def _arrow(start: Any, end: Any, color: Any, **style: Any) -> FancyArrowPatch:
 
 
 def summary(result: Mapping[str, Any]) -> RenderableType:
-    """The result of a search for the console: counts, times, rounds; not the genotype.
+    """The result of a search for the console: counts, times, metrics; not the genotype.
 
     Args:
         result: content of `result.json`.
@@ -481,10 +531,10 @@ def summary(result: Mapping[str, Any]) -> RenderableType:
     Example:
         >>> from rich.console import Console
         >>> seconds = {"total": 9.0, "compile": 5.0, "measure": 4.0}
-        >>> metrics = {"kappa": 120.5, "regions": 900}
+        >>> found = {"metrics": {"kappa": 120.5}, "standard_errors": {"kappa": 3.25}}
         >>> pruned = [{"cell": "cell", "edge": 0, "op": "skip_connect"}]
-        >>> entry = {"round": 0, "metrics": metrics, "candidates": [{}, {}], "pruned": pruned}
-        >>> result = {"preset": "mine", "data": "photos", "seed": 0}
+        >>> entry = found | {"round": 0, "candidates": [{}, {}], "pruned": pruned}
+        >>> result = {"preset": "mine", "data": "photos", "seed": 0, "found": found}
         >>> result |= {"evaluations": 2, "nonfinite": 0, "device": "cpu", "seconds": seconds}
         >>> Console(width=80).print(summary(result | {"rounds": [entry]}))  # doctest: +ELLIPSIS
         search       mine, data photos, seed 0...
@@ -501,16 +551,32 @@ def summary(result: Mapping[str, Any]) -> RenderableType:
     for name, fact in facts.items():
         head.add_row(Text(name, style="bold"), Text(fact, overflow="fold"))
 
-    if not result["rounds"]:
-        return head
-    metrics = list(result["rounds"][0]["metrics"])
+    metrics = list(result["found"]["metrics"])
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("round", "evaluations", *metrics):
+    rounds = ("round", "evaluations") if result["rounds"] else ("",)
+    for name in (*rounds, *metrics):
         table.add_column(name, justify="right")
-    table.add_column("pruned")
+    if result["rounds"]:
+        table.add_column("pruned")
     for entry in result["rounds"]:
-        values = [f"{float(entry['metrics'][name]):.5g}" for name in metrics]
         counts = Counter(pruned["op"] for pruned in entry["pruned"]).most_common()
         pruned_ops = ", ".join(f"{op}:{count}" for op, count in counts)
-        table.add_row(str(entry["round"] + 1), str(len(entry["candidates"])), *values, pruned_ops)
+        numbers = str(entry["round"] + 1), str(len(entry["candidates"]))
+        table.add_row(*numbers, *(with_error(entry, name) for name in metrics), pruned_ops)
+    found = [with_error(result["found"], name) for name in metrics]
+    table.add_row("found", *[""] * (len(rounds) - 1), *found)
     return Group(head, Text(), table)
+
+
+def with_error(measured: Mapping[str, Any], metric: str) -> str:
+    """A metric of a round or of what was found, with its standard error where there is one.
+
+    Example:
+        >>> with_error({"metrics": {"kappa": 1234.5}, "standard_errors": {"kappa": 56.78}}, "kappa")
+        '1234.5 ± 57'
+        >>> with_error({"metrics": {"kappa": "inf"}, "standard_errors": {"kappa": "nan"}}, "kappa")
+        'inf'
+    """
+    error = float(measured["standard_errors"][metric])
+    text = f"{float(measured['metrics'][metric]):.5g}"
+    return f"{text} ± {error:.2g}" if math.isfinite(error) else text

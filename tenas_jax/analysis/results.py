@@ -49,8 +49,19 @@ class SearchResult:
         return self.space.from_string(self.genotype)
 
     @property
+    def found(self) -> dict[str, Any]:
+        """The measurement of the architecture at the end of the search.
+
+        `metrics` are means over `repeats` draws of weights and images, and `standard_errors` those
+        of these means, NaN where there is none. A result of an older version has no measurement,
+        and this is empty.
+        """
+        return dict(self.content.get("found", {}))
+
+    @property
     def rounds(self) -> list[dict[str, Any]]:
-        """For each round of pruning its supernet's metrics, its candidates, what was pruned."""
+        """For each round of pruning its supernet's metrics and their standard errors, its
+        candidates, what was pruned."""
         rounds: list[dict[str, Any]] = self.content["rounds"]
         return rounds
 
@@ -107,14 +118,15 @@ class SearchResult:
         return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
 
     def plot_trajectory(self) -> "Axes":
-        """Plot the supernet's metrics before each round.
+        """Plot the supernet's metrics before each round, and those of what was found.
 
         Raises:
             InputError: there were no rounds.
         """
         from tenas_jax.analysis import report
 
-        figure: Figure = report.trajectory(self._require_rounds(), _pyplot())
+        found = self.content.get("found")
+        figure: Figure = report.trajectory(self._require_rounds(), found, _pyplot())
         return figure.axes[0]
 
     def plot_pruning(self) -> "list[Axes]":
@@ -169,15 +181,18 @@ class SearchResult:
             "evaluations": f"{self.evaluations}; measurements not finite: {self.nonfinite}",
             "time": f"{seconds['total']:.1f} s, of it compilation {seconds['compile']:.1f} s",
         }
-        columns: dict[str, list[Any]] = {"round": [entry["round"] + 1 for entry in self.rounds]}
-        for name in self.rounds[0]["metrics"] if self.rounds else ():
-            columns[name] = [float(entry["metrics"][name]) for entry in self.rounds]
+        measured = [*self.rounds, self.found]
+        columns: dict[str, list[Any]] = {
+            "round": [*(entry["round"] + 1 for entry in self.rounds), "found"]
+        }
+        for name in self.found["metrics"]:
+            columns[name] = [report.with_error(entry, name) for entry in measured]
         drawing = io.BytesIO()
         report.draw_architecture(self.space, self.mask).savefig(drawing, format="png", dpi=80)
         picture = base64.b64encode(drawing.getvalue()).decode()
         return (
             _html_facts(facts)
-            + (_html_table(columns) if self.rounds else "")
+            + _html_table(columns)
             + f'<img alt="the architecture" src="data:image/png;base64,{picture}">'
         )
 

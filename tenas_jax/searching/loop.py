@@ -23,8 +23,9 @@ from tenas_jax.host.sums import write_sums
 from tenas_jax.metrics.registry import Metric
 from tenas_jax.numerics import random_key
 from tenas_jax.searching.baselines import of_all, score, to_measure
+from tenas_jax.searching.found import measured_at_the_end
 from tenas_jax.searching.problem import Problem
-from tenas_jax.searching.rows import Found, Row, Work
+from tenas_jax.searching.rows import Row, Work
 from tenas_jax.searching.strategies import get_strategy
 from tenas_jax.searching.workdir import Trace, open_workdir
 
@@ -67,6 +68,7 @@ class Progress(NamedTuple):
     """How far a search is: the round from 0, the measurements of all rounds, the time they need."""
 
     round: int
+    """As many as there are `rounds` while the found architecture is measured."""
     rounds: int
     done: int
     total: int
@@ -83,6 +85,8 @@ class Result(TypedDict):
     seed: int
     data: str
     genotype: str
+    found: dict[str, Any]
+    """Its own measurement at the end: `metrics`, their `standard_errors`, `repeats`."""
     rounds: list[dict[str, Any]]
     evaluations: int
     nonfinite: int
@@ -110,8 +114,9 @@ def run_search(
 
     In the work directory `config.json` says what is searched, `trace.jsonl` grows by a line per
     measurement, after each round by a line per candidate with its differences and their standard
-    errors, and `result.json` is written at the end. A finished search that is resumed measures
-    nothing; its result is derived from the trace once more and compared with the file.
+    errors, and `result.json` is written at the end, when the architecture that was found has been
+    measured as well. A finished search that is resumed measures nothing; its result is derived from
+    the trace once more and compared with the file.
 
     Args:
         problem: what is searched.
@@ -142,14 +147,21 @@ def run_search(
     if finished.exists():
         stored = read_json(finished, remedy=remedy)
 
-    run = run_strategy(strategy(problem), [scorer], workdir, settings, progress=progress)
-    found: Found = run.outcome
+    run = run_strategy(
+        measured_at_the_end(problem, strategy(problem)),
+        [scorer],
+        workdir,
+        settings,
+        progress=progress,
+    )
+    found, measurement = run.outcome
     result = Result(
         preset=preset,
         space=config.space,
         seed=config.seed,
         data=config.data,
         genotype=problem.space.to_string(found.mask),
+        found=json_values(measurement),
         rounds=json_values(found.rounds),
         evaluations=found.evaluations,
         nonfinite=run.nonfinite,

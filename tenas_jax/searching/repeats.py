@@ -1,6 +1,7 @@
-"""How sure the repeats of a measurement make a decision."""
+"""What the repeats of a measurement say, and how sure they make a decision."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -8,6 +9,34 @@ from jaxtyping import Bool, Float
 from tenas_jax.searching.ranking import mean_differences, standard_errors
 
 DRAWS = 400  # the probability of 0.95 has a standard error of 0.01
+
+
+def summarized(
+    metrics: Iterable[str], values: Float[np.ndarray, "metric repeat"]
+) -> dict[str, Any]:
+    """What `result.json` says about a network that was measured in several repeats.
+
+    Args:
+        metrics: their names.
+        values: their measurements.
+
+    Returns:
+        `repeats`, how many there were; `metrics`, the means, not finite where a repeat is not; and
+        `standard_errors` of these, NaN where a mean is not finite or there was one repeat.
+
+    Example:
+        >>> summarized(["kappa"], np.array([[9.0, 11.0]]))
+        {'repeats': 2, 'metrics': {'kappa': 10.0}, 'standard_errors': {'kappa': 1.0}}
+    """
+    with np.errstate(invalid="ignore"):
+        means = values.mean(axis=-1)
+    errors = np.where(np.isfinite(means), standard_errors(values[np.newaxis])[0], np.nan)
+    names = list(metrics)
+    return {
+        "repeats": values.shape[-1],
+        "metrics": dict(zip(names, means.tolist(), strict=True)),
+        "standard_errors": dict(zip(names, errors.tolist(), strict=True)),
+    }
 
 
 def probabilities(

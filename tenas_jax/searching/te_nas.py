@@ -11,7 +11,7 @@ from tenas_jax.errors import InputError
 from tenas_jax.searching import pruning, ranking
 from tenas_jax.searching.config import SearchConfig
 from tenas_jax.searching.problem import Problem
-from tenas_jax.searching.repeats import probabilities
+from tenas_jax.searching.repeats import probabilities, summarized
 from tenas_jax.searching.rows import Found, Note, Row, Run, Work
 
 
@@ -160,7 +160,7 @@ def _entry(
     return {
         "round": state.round,
         "mask": state.mask.tolist(),
-        "metrics": named(supernet.mean(axis=-1)),
+        **summarized(signs, supernet),
         "candidates": [
             {
                 **place(space, *candidate.tolist()),

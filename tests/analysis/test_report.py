@@ -50,6 +50,15 @@ def place(space: SearchSpace, candidate: Any) -> dict[str, Any]:
     return {"cell": space.cell_types[cell], "edge": int(edge), "op": space.ops[op]}
 
 
+def random_measurement(rng: np.random.Generator) -> dict[str, Any]:
+    kappa, regions = float(rng.lognormal(7, 1)), float(rng.uniform(800, 1200))
+    return {
+        "repeats": 3,
+        "metrics": {"kappa": kappa, "regions": regions},
+        "standard_errors": {"kappa": 0.5 * kappa * rng.random(), "regions": 20 * rng.random()},
+    }
+
+
 def random_search(space: SearchSpace, seed: int) -> tuple[dict[str, Any], Bool[np.ndarray, "..."]]:
     """A result whose nine rounds prune, in random order, everything but a random architecture."""
     rng = np.random.default_rng(seed)
@@ -59,10 +68,7 @@ def random_search(space: SearchSpace, seed: int) -> tuple[dict[str, Any], Bool[n
     rounds = [
         {
             "round": index,
-            "metrics": {
-                "kappa": float(rng.lognormal(7, 1)),
-                "regions": float(rng.uniform(800, 1200)),
-            },
+            **random_measurement(rng),
             "candidates": [
                 {
                     **place(space, candidate),
@@ -80,6 +86,7 @@ def random_search(space: SearchSpace, seed: int) -> tuple[dict[str, Any], Bool[n
         "data": "npz:images[new].npz",
         "seed": seed,
         "genotype": "Genotype(normal=[('sep_conv_3x3', 0)], normal_concat=range(2, 6)) " * 3,
+        "found": random_measurement(rng),
         "rounds": rounds,
         "evaluations": 332,
         "nonfinite": 17,
@@ -173,20 +180,65 @@ def test_trajectory_of_infinite_condition_numbers_alone_has_no_scale() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_trajectory_is_readable(seed: int) -> None:
-    assert_readable(trajectory(random_search(DARTS, seed)[0]["rounds"]))
+    result, _ = random_search(DARTS, seed)
+    assert_readable(trajectory(result["rounds"]))
+    assert_readable(trajectory(result["rounds"], result["found"]))
 
 
 def test_labels_of_coinciding_points_do_not_meet() -> None:
     points, low, high = np.full((9, 2), 100.0), np.zeros(2), np.full(2, 200.0)
-    places = points + _label_offsets(points, low, high)
+    places = points + _label_offsets(points, [], low, high)
     assert min(np.linalg.norm(a - b) for a, b in combinations(places, 2)) >= 11
 
 
 def test_labels_stay_between_the_corners() -> None:
     corners = np.array([[0.0, 0.0], [0.0, 200.0], [200.0, 0.0], [200.0, 200.0]])
-    places = corners + _label_offsets(corners, np.zeros(2), np.full(2, 200.0))
+    places = corners + _label_offsets(corners, [], np.zeros(2), np.full(2, 200.0))
     assert (places > 11).all()
     assert (places < 189).all()
+
+
+def test_labels_stay_off_error_bars() -> None:
+    point, up = np.array([[100.0, 100.0]]), np.array([[100.0, 160.0]])
+    aside = np.array([[160.0, 100.0]])
+    for bars in ([up], [aside], [up, aside], [up, aside, 200 - aside]):
+        (offset,) = _label_offsets(point, bars, np.zeros(2), np.full(2, 200.0))
+        ends = np.concatenate(bars) - 100
+        along = np.clip((ends @ offset) / (ends**2).sum(1), 0, 1)
+        distances = np.linalg.norm(offset - along[:, None] * ends, axis=1)
+        assert distances.min() > 8
+
+
+def test_trajectory_ends_with_what_was_found() -> None:
+    found = {
+        "metrics": {"kappa": 90.0, "regions": 1100},
+        "standard_errors": {"kappa": 80.0, "regions": 12.0},
+    }
+    figure = trajectory(with_kappa([1000.0, 6000.0, 200.0]), found)
+    (axes,) = figure.axes
+    *bars, rounds, star = axes.collections
+    np.testing.assert_array_equal(rounds.get_offsets(), [[900, 1000], [950, 6000], [1000, 200]])
+    np.testing.assert_array_equal(star.get_offsets(), [[1100, 90]])
+    assert [label.get_text() for label in axes.texts] == ["1", "2", "3"]
+    assert sum(isinstance(patch, FancyArrowPatch) for patch in axes.patches) == 3
+    assert "found" in [text.get_text() for text in figure.legends[0].get_texts()]
+    segments = [each for line in bars for each in line.get_segments()]
+    drawn = {tuple(np.ravel(segment)) for segment in segments if (segment[0] != segment[1]).any()}
+    assert drawn == {(1088, 90, 1112, 90), (1100, 10, 1100, 170)}
+    low, high = axes.get_ylim()
+    assert low < 90 / 1.6 and high > 6000  # a bar that is too long is cut off
+    assert_readable(figure)
+
+
+def test_what_was_found_may_be_singular() -> None:
+    found = {
+        "metrics": {"kappa": "inf", "regions": 1100},
+        "standard_errors": {"kappa": "nan", "regions": "nan"},
+    }
+    figure = trajectory(with_kappa([1000.0, 200.0]), found)
+    (axes,) = figure.axes
+    np.testing.assert_array_equal(axes.collections[-1].get_offsets(), [[1100, axes.get_ylim()[1]]])
+    assert_readable(figure)
 
 
 @SPACES
@@ -286,11 +338,15 @@ def test_summary_says_it_all_in_80_columns(space: SearchSpace) -> None:
     header = next(index for index, line in enumerate(lines) if line.split()[:1] == ["round"])
     assert lines[header].split() == ["round", "evaluations", "kappa", "regions", "pruned"]
     rows = [line.split() for line in lines[header + 1 :]]
-    starts = [row for row in rows if row[0].isdigit()]
+    starts = [row for row in rows if row and row[0].isdigit() and row[1].isdigit()]
     assert [row[:2] for row in starts] == [
         [str(entry["round"] + 1), str(len(entry["candidates"]))] for entry in result["rounds"]
     ]
     assert starts[1][2] == "inf"
+    assert rows[-1][0] == "found"
+    kappa = result["found"]["metrics"]["kappa"]
+    error = result["found"]["standard_errors"]["kappa"]
+    assert " ".join(rows[-1]).startswith(f"found {kappa:.5g} ± {error:.2g} ")
     shown = [word.strip(",").split(":") for row in rows for word in row if ":" in word]
     pruned = [pruned["op"] for entry in result["rounds"] for pruned in entry["pruned"]]
     for op in space.ops:
@@ -305,6 +361,7 @@ def test_a_search_among_architectures_has_its_cell_alone(tmp_path: Path) -> None
     with console.capture() as capture:
         console.print(summary(result | {"rounds": []}))
     assert "332; measurements not finite: 17" in capture.get()
+    assert [line.split()[0] for line in capture.get().splitlines()[-2:]] == ["kappa", "found"]
 
 
 def test_pyplot_is_not_imported() -> None:
@@ -316,7 +373,7 @@ def test_pyplot_is_not_imported() -> None:
 @pytest.mark.parametrize("width", [3.3, 6.9])
 def test_pictures_for_a_column_are_readable(space: SearchSpace, width: float) -> None:
     result, mask = random_search(space, 1)
-    figures = [trajectory(result["rounds"], width=width)]
+    figures = [trajectory(result["rounds"], result["found"], width=width)]
     figures += [draw_architecture(space, mask, width=width)]
     figures += [
         pruning_map(result["rounds"], space, mask, width=width, cells=[cell])

@@ -138,6 +138,7 @@ def test_the_trace_of_another_seed_is_foreign(run, tmp_path):
         {"evaluations": 55},
         {"nonfinite": 1},
         {"rounds": []},
+        {"found": None},
         {"preset": "other"},
     ],
 )

@@ -81,7 +81,7 @@ def test_a_search_equals_the_naive_one(tmp_path):
 def test_the_trace_has_one_line_per_measurement_and_explains_the_result(tmp_path):
     result = search(tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "trace.jsonl").read_text().splitlines()]
-    records = [line for line in lines if "importance" not in line]
+    records = [line for line in lines if "cell" in line and "importance" not in line]
     places = [(r["round"], r["repeat"], r["cell"], r["edge"], r["op"]) for r in records]
     assert len(places) == len(set(places)) == 2 * (3 + 24 + 18 + 12)
     supernets = [r["kappa"] for r in records if r["round"] == 1 and r["op"] is None]
@@ -120,14 +120,14 @@ def test_the_trace_has_the_differences_of_each_round_and_their_standard_errors(t
 def test_every_row_is_measured_once_and_repeats_differ_in_the_key_alone(tmp_path):
     scorer = HashScorer(batch_rows=1)
     search(tmp_path, scorer)
-    assert len(scorer.rows) == len(set(scorer.rows)) == 2 * (3 + 24 + 18 + 12)
+    assert len(scorer.rows) == len(set(scorer.rows)) == 2 * (3 + 24 + 18 + 12 + 1)
     first_round = scorer.rows[:50]
     assert [mask for _, mask in first_round[:25]] == [mask for _, mask in first_round[25:]]
     assert [len({key for key, _ in part}) for part in (first_round[:25], first_round[25:])] == [
         1,
         1,
     ]
-    assert len({key for key, _ in scorer.rows}) == 3 * 2
+    assert len({key for key, _ in scorer.rows}) == (3 + 1) * 2
 
 
 def test_seeds_matter(tmp_path):
@@ -151,7 +151,9 @@ def test_three_kills_and_other_batch_sizes_change_nothing(tmp_path):
     trace = "trace.jsonl"
     assert (workdir / trace).read_bytes() == (tmp_path / "whole" / trace).read_bytes()
     measured_before = 3 * 4 + 5 * 7 + 11 * 3
-    assert last.calls == np.ceil((50 - 25 * 2) / 5) + np.ceil((38 + 50 - measured_before) / 5) + 6
+    assert (
+        last.calls == np.ceil((50 - 25 * 2) / 5) + np.ceil((38 + 50 - measured_before) / 5) + 6 + 1
+    )
     assert expected["nonfinite"] > 0
 
 
@@ -196,7 +198,7 @@ def test_a_whole_record_without_its_newline_counts_as_torn(tmp_path):
     (tmp_path / "result.json").unlink()
     scorer = HashScorer()
     search(tmp_path, scorer, resume=True)
-    assert scorer.calls == 0
+    assert scorer.calls == 1
     assert (tmp_path / "trace.jsonl").read_bytes() == complete
 
 
@@ -206,7 +208,7 @@ def test_a_whole_record_without_its_newline_counts_as_torn(tmp_path):
         (lambda lines: [*lines[:3], b"{oops}\n", *lines[4:]], "line 4 is damaged"),
         (lambda lines: lines[1:], "line 1 is damaged or of another run"),
         (lambda lines: [*lines[:9], *lines[10:]], "line 10 is damaged"),
-        (lambda lines: [*lines, lines[-1], lines[-1]], "line 169 is damaged"),
+        (lambda lines: [*lines, lines[-1], lines[-1]], "line 171 is damaged"),
         (lambda lines: [*lines[:50], lines[51], *lines[51:]], "line 51 is damaged"),
         (lambda lines: [lines[0].replace(b"kappa", b"kapa"), *lines[1:]], "line 1 is damaged"),
         (lambda lines: [lines[0].replace(b'"op"', b'"x": 1, "op"'), *lines[1:]], "line 1 is damag"),
@@ -296,7 +298,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, limit, file):
 
 def test_singular_supernets_are_counted_and_written_as_strings(tmp_path):
     result = search(tmp_path, HashScorer(singular=256))
-    assert result["nonfinite"] == 2 * (3 + 24 + 18 + 12)
+    assert result["nonfinite"] == 2 * (3 + 24 + 18 + 12 + 1)
     assert result["rounds"][0]["metrics"]["kappa"] == "inf"
     assert {c["differences"]["kappa"] for c in result["rounds"][0]["candidates"]} == {0.0}
     assert '"kappa": "inf"' in (tmp_path / "trace.jsonl").read_text()
@@ -329,9 +331,9 @@ def test_progress_counts_every_measurement(tmp_path):
     search(tmp_path, resume=True, progress=seen.append)
     done = [each.done for each in seen]
     assert done == sorted(done)
-    assert (done[0], done[-1]) == (50, 114)
-    assert {(each.rounds, each.total) for each in seen} == {(3, 114)}
-    assert sorted({each.round for each in seen}) == [0, 1, 2]
+    assert (done[0], done[-1]) == (50, 116)
+    assert {(each.rounds, each.total) for each in seen} == {(3, 116)}
+    assert sorted({each.round for each in seen}) == [0, 1, 2, 3]
     assert seen[0].seconds_left is None  # nothing was measured by this process yet
     assert seen[-1].seconds_left == 0
     assert 0 < seen[-2].seconds_left < 60
