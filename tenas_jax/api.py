@@ -443,7 +443,7 @@ def _metrics(metrics: MetricNames) -> tuple[Metric, ...]:
     found: list[Metric] = []
     for each in metrics:
         if not isinstance(each, str | Metric):
-            raise InputError(f"{each!r} is no metric: give a name or a Metric")
+            raise InputError(f"{each!r} is not a metric: give a name or a Metric")
         found += [each] if isinstance(each, Metric) else get_metrics(each)
     return distinct(found)
 

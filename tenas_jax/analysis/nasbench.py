@@ -327,7 +327,9 @@ def _indices(path: Path, rows: Architectures) -> tuple[int, ...] | None:
         return None
     indices = rows.columns["index"]
     if not (np.isfinite(indices) & (indices >= 0) & (indices % 1 == 0)).all():
-        raise InputError(f"{path} has an index that is no number from 0: correct or leave them out")
+        raise InputError(
+            f"{path} has an index that is not a number from 0: correct or leave them out"
+        )
     if len(set(indices.tolist())) < len(indices):
         raise InputError(f"{path} has an index twice: give every architecture its own")
     return tuple(map(int, indices))

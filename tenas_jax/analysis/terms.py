@@ -73,7 +73,7 @@ def parse_sums(text: str) -> list[list[Term]]:
         if len({term.column for term in terms}) < max(len(terms), 2):
             raise InputError(
                 f"the rank sum {'+'.join(term.name for term in terms)} has no two different "
-                "metrics: write such as kappa+regions"
+                "metrics: write e.g. kappa+regions"
             )
     return sums
 

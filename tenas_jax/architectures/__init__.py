@@ -1,4 +1,4 @@
-"""Architectures as masks: what a space is, their notation, enumeration and samples."""
+"""Architectures as masks: search spaces, notations, enumeration and sampling."""
 
 import lazy_loader
 

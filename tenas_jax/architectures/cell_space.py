@@ -1,4 +1,4 @@
-"""Spaces of cells: directed graphs whose edges each choose among the same operators."""
+"""Cell spaces: a cell is a directed graph whose edges all choose from the same operators."""
 
 import dataclasses
 import itertools
@@ -35,53 +35,54 @@ Operators = Iterable[tuple[str, Callable[..., Any]]] | Mapping[str, Callable[...
 
 @runtime_checkable
 class Macro(Protocol):
-    """How the cells of a space are put together to networks; see `SearchSpace` for the methods."""
+    """How the cells of a space form networks; see `SearchSpace` for the methods."""
 
     @property
     def has_single_paths(self) -> bool:
         """Whether there is a faster supernet for masks with at most one operator per edge."""
 
     def supernet(self, space: "CellSpace", size: ProxySize, layout: Any) -> Any:
-        """The network that metrics are measured on."""
+        """The network to measure metrics on."""
 
     def region_network(self, space: "CellSpace", size: ProxySize, layout: Any) -> Any:
-        """The network that linear regions are counted on, or None."""
+        """The network to count linear regions on, or None."""
 
     @property
     def network(self) -> Callable[..., Any]:
-        """Makes the network of an architecture, of `(space, mask, *, num_classes, ...)`."""
+        """A function of `(space, mask, *, num_classes, ...)` that returns a network."""
 
     def costs(self, space: "CellSpace", masks: np.ndarray) -> Costs:
-        """Parameters and FLOPs of the networks of masks."""
+        """Parameters and FLOPs of the network of each mask."""
 
 
 @dataclass(frozen=True)
 class CellSpace:
-    """A cell as a directed graph whose edges each choose among the same operators.
+    """A search space whose cells are directed graphs; every edge chooses from the same operators.
 
-    Nodes are numbered from 0, the inputs of the cell first. To add an operator, replace
+    Nodes are numbered from 0, starting with the inputs of the cell. To add an operator, replace
     `operators`; everything else follows:
 
         dataclasses.replace(NAS_BENCH_201, name="mine", operators=[*NAS_BENCH_201.operators,
                                                                    ("my_conv", MyConv)])
 
     Args:
-        name: the name in files and on the screen.
+        name: the name used in files and messages.
         operators: (name, class) of each operator (see `tenas_jax.networks.ops.Op`), or a mapping;
-            kept as a tuple of pairs. An operator named `none` is the zero operator.
+            stored as a tuple of pairs. The operator named `none` is the zero operator.
         edges: (source node, target node), in the order in which a genotype lists them.
-        cell_types: names of the cells searched for at the same time.
+        cell_types: names of the cell types, which are searched together.
         input_nodes: number of inputs of a cell.
         notation: how genotypes are written.
-        macro: how cells are put together to networks.
-        edges_per_node: how many incoming edges a node keeps in a genotype; None: all of them.
-        none_is_choice: whether a genotype may have `none` on an edge that it lists.
+        macro: how cells form networks.
+        edges_per_node: number of incoming edges that a node keeps in a genotype; None: all.
+        none_is_choice: whether a genotype may list `none`.
         concatenate: whether the output of a cell is the concatenation of its intermediate nodes;
             otherwise it is the last node.
         initializer: name of the initializer that `default` stands for.
-        image_multiple: the sides of the images must be multiples of this.
-        same_size: types of the cells whose nodes always have the size and channels of their
-            inputs: an operator that says `is_identity` is none on an edge from an input of others.
+        image_multiple: image sides must be multiples of this.
+        same_size: cell types whose nodes always have the size and channels of the cell's inputs.
+            In other cells, an operator with `is_identity` on an edge from an input does not count
+            as the identity.
 
     Raises:
         InputError: names are missing, repeated or not of letters, digits and underscores.
@@ -121,12 +122,12 @@ class CellSpace:
 
     @property
     def num_nodes(self) -> int:
-        """Number of nodes of a cell, its inputs included."""
+        """Number of nodes of a cell, including its inputs."""
         return 1 + max(target for _, target in self.edges)
 
     @property
     def intermediate_nodes(self) -> range:
-        """The nodes that are computed from others, in order."""
+        """The nodes that are not inputs, in order."""
         return range(self.input_nodes, self.num_nodes)
 
     @property
@@ -145,11 +146,11 @@ class CellSpace:
         return self.macro.has_single_paths
 
     def op_names(self, edge: int) -> tuple[str, ...]:
-        """Names of the operators of an edge, the same for all."""
+        """Names of the operators, which are the same on every edge."""
         return self.ops
 
     def is_identity(self, cell: int, edge: int, op: int) -> bool:
-        """Whether an operator returns its input as it is, wherever the cell is in a network.
+        """Whether an operator returns its input unchanged, wherever its cell is in a network.
 
         Args:
             cell: index of the cell type.
@@ -189,7 +190,7 @@ class CellSpace:
         return tuple(i for i, (_, target) in enumerate(self.edges) if target == node)
 
     def edges_kept(self, node: int) -> int:
-        """How many incoming edges a node has in a genotype.
+        """Number of incoming edges that a node has in a genotype.
 
         Example:
             >>> from tenas_jax.spaces import DARTS, NAS_BENCH_201
@@ -204,7 +205,7 @@ class CellSpace:
         return tuple(op for op in self.ops if op != NONE or self.none_is_choice)
 
     def initial_mask(self) -> Mask:
-        """The supernet that a search starts from: everything kept but `none`.
+        """The mask of the supernet that a search starts from: every operator except `none`.
 
         Example:
             >>> from tenas_jax.spaces import NAS_BENCH_201
@@ -214,7 +215,7 @@ class CellSpace:
         return np.tile(np.array(self.ops) != NONE, (*self.shape[:2], 1))
 
     def decisions(self) -> list[Decision]:
-        """For each node of each cell type what may lead into it."""
+        """One decision per node of each cell type: its incoming edges and their operators."""
         ops = [self.ops.index(op) for op in self.op_choices]
         return [
             Decision(cell, _choices(self.incoming(node), self.edges_kept(node), ops))
@@ -223,19 +224,19 @@ class CellSpace:
         ]
 
     def groups(self, mask: Mask, prune_number: int = 1) -> list[Group]:
-        """The groups of edges in which the next step prunes; none where a single path is left.
+        """The groups of edges that the next step prunes; empty once a single path is left.
 
-        While some edge has several operators, each such edge is a group. Afterwards there is one
-        group: the edges into the first node that has more of them than it may keep, so that the
-        next node is measured without what was pruned there.
+        While some edge has several operators, each such edge is a group. Afterwards the only group
+        is the edges into the first node that has more of them than it may keep. Nodes are pruned
+        one at a time, so each is measured on the network that the previous one left.
 
-        The original bounds the number pruned on every edge by what is left on the first edge
-        (prune_tenas.py:80); here every edge counts for itself.
+        The original limits the number pruned on every edge by the operators left on the first edge
+        (prune_tenas.py:80); here each edge has its own limit.
 
         Args:
             mask: operators kept.
-            prune_number: operators to prune on an edge in one step, though never its last one; the
-                surplus edges of a node go in one step whatever this number is.
+            prune_number: operators to prune per edge and step, but never the last one of an edge.
+                The surplus edges of a node are always pruned in one step.
 
         Example:
             >>> from tenas_jax.spaces import NAS_BENCH_201
@@ -285,7 +286,7 @@ class CellSpace:
     def occupied(
         self, mask: Bool[Array | np.ndarray, "edge op"]
     ) -> Bool[Array | np.ndarray, "edge"]:
-        """On which edges of a cell there is an operator; `none` is no operator.
+        """Which edges of a cell have an operator other than `none`.
 
         Args:
             mask: operators kept in the cell; may be traced.
@@ -325,7 +326,7 @@ class CellSpace:
         return [reached[source] & there & read[target] for (source, target), there in edges]
 
     def connected(self, mask: Bool[Array | np.ndarray, "cell edge op"]) -> Bit:
-        """Whether any image reaches the output of some cell; the mask may be traced."""
+        """Whether the input of some cell reaches its output; the mask may be traced."""
         edges = [edge for cell in mask for edge in self.connecting(cell)]
         result = edges[0]
         for edge in edges[1:]:
@@ -339,15 +340,15 @@ class CellSpace:
         return kept
 
     def supernet(self, size: ProxySize, layout: Any) -> Any:
-        """The Flax module that metrics are measured on, called with `(images, mask)`."""
+        """The Flax module that metrics are measured on; its inputs are `(images, mask)`."""
         return self.macro.supernet(self, self._with_initializer(size), layout)
 
     def region_network(self, size: ProxySize, layout: Any) -> Any:
-        """The Flax module that linear regions are counted on, called like `supernet`, or None."""
+        """The Flax module for linear regions, called like `supernet`; or None."""
         return self.macro.region_network(self, self._with_initializer(size), layout)
 
     def network(self, mask: Mask, **options: Any) -> Any:
-        """The Flax module of an architecture, to be trained; the options are those of its macro.
+        """The trainable Flax module of an architecture; the options are those of its macro.
 
         Raises:
             InputError: the mask is not a single path, or there is no such network.
@@ -356,7 +357,7 @@ class CellSpace:
         return self.macro.network(self, mask, **options)
 
     def costs(self, masks: Bool[np.ndarray, "*batch cell edge op"]) -> Costs:
-        """Parameters and FLOPs of the networks of many masks, in their published sizes.
+        """Parameters and FLOPs of the network of each mask, at its published size.
 
         Raises:
             InputError: the masks have another shape.
@@ -375,8 +376,8 @@ class CellSpace:
 def has_dead_operators(space: SearchSpace, mask: Mask) -> bool:
     """Whether some operator lies on no path from an input to the output of its cell.
 
-    Such an operator costs parameters but cannot matter. `none` is no operator: it interrupts
-    paths.
+    Such an operator has parameters but no effect. `none` does not count as an operator: it
+    interrupts paths.
 
     Args:
         space: the search space.
@@ -388,7 +389,7 @@ def has_dead_operators(space: SearchSpace, mask: Mask) -> bool:
         >>> mask[0, 3, 1] = True  # from node 0 to node 3, the output
         >>> has_dead_operators(NAS_BENCH_201, mask)
         False
-        >>> mask[0, 0, 1] = True  # from node 0 to node 1, from which nothing goes on
+        >>> mask[0, 0, 1] = True  # from node 0 to node 1, which nothing reads
         >>> has_dead_operators(NAS_BENCH_201, mask)
         True
     """

@@ -1,4 +1,4 @@
-"""The architectures of a space as masks: all of them, random ones, neighbors."""
+"""The architectures of a space as masks: enumeration, random samples, mutations."""
 
 import itertools
 import math
@@ -12,13 +12,10 @@ TOO_MANY = 10**6
 
 
 def count(space: SearchSpace) -> int:
-    """How many architectures a space has.
+    """Number of architectures in a space.
 
     Args:
         space: the search space.
-
-    Returns:
-        A number.
 
     Example:
         >>> from tenas_jax.spaces import DARTS, NAS_BENCH_201
@@ -49,7 +46,7 @@ def enumerate_all(space: SearchSpace) -> Masks:
         space: the search space.
 
     Returns:
-        Masks, the choice of the last node changing fastest.
+        Masks; the choice of the last node changes fastest.
 
     Raises:
         InputError: there are too many to list.
@@ -74,18 +71,18 @@ def enumerate_all(space: SearchSpace) -> Masks:
 
 
 def sample(space: SearchSpace, size: int, rng: np.random.Generator) -> Masks:
-    """Different architectures, drawn uniformly.
+    """Draw architectures uniformly, without replacement.
 
     Args:
         space: the search space.
-        size: how many.
-        rng: draws them.
+        size: number of architectures.
+        rng: the random generator.
 
     Returns:
         Masks.
 
     Raises:
-        InputError: the space has fewer.
+        InputError: the space has fewer architectures.
 
     Example:
         >>> from tenas_jax.spaces import NAS_BENCH_201
@@ -114,12 +111,12 @@ def sample(space: SearchSpace, size: int, rng: np.random.Generator) -> Masks:
 
 
 def mutate(space: SearchSpace, mask: Mask, rng: np.random.Generator) -> Mask:
-    """A neighbor of an architecture: another operator on an edge, or another edge into a node.
+    """Draw a neighbor of an architecture: one operator or one edge into a node is replaced.
 
     Args:
         space: the search space.
         mask: an architecture.
-        rng: chooses among all neighbors, each as likely.
+        rng: the random generator; all neighbors are equally likely.
 
     Returns:
         A mask that differs in one operator.

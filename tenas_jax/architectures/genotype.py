@@ -1,14 +1,14 @@
-"""Notations of cells: the text of an architecture, to and from its mask.
+"""Notations of cells: convert architectures from masks to text and back.
 
-- `EDGE_LIST`, as NAS-Bench-201 writes it, lists every edge: `|op~0|+|op~0|op~1|+|op~0|op~1|op~2|`,
-  where the number is the source node. Several cell types are listed by name: `normal=|op~0|,
+- `EDGE_LIST`, the notation of NAS-Bench-201, lists every edge with its source node:
+  `|op~0|+|op~0|op~1|+|op~0|op~1|op~2|`. Several cell types are listed by name: `normal=|op~0|,
   reduce=|op~0|`.
-- `GENOTYPE`, as DARTS writes it, lists the edges that each node keeps:
+- `GENOTYPE`, the notation of DARTS, lists the edges that each node keeps:
   `Genotype(normal=[('op', 0), ('op', 1), ...], normal_concat=range(2, 6), reduce=[...],
   reduce_concat=range(2, 6))`.
 
-Both are read as logs and source files have them: in quotes, after `genotype =` or a logger's
-prefix, over several lines.
+Both can be read from logs and source files: in quotes, after `genotype =` or a logger's prefix,
+over several lines.
 """
 
 import re
@@ -34,7 +34,7 @@ Nodes = list[list[Pair]]  # the inputs of each intermediate node
 
 @runtime_checkable
 class Cells(Protocol):
-    """What a notation needs to know of a space; see `CellSpace`."""
+    """The part of a `CellSpace` that a notation needs."""
 
     @property
     def name(self) -> str:
@@ -46,7 +46,7 @@ class Cells(Protocol):
 
     @property
     def cell_types(self) -> tuple[str, ...]:
-        """Names of the cells."""
+        """Names of the cell types."""
 
     @property
     def ops(self) -> tuple[str, ...]:
@@ -62,7 +62,7 @@ class Cells(Protocol):
 
     @property
     def intermediate_nodes(self) -> range:
-        """The nodes that are computed from others."""
+        """The nodes that are not inputs."""
 
     @property
     def notation(self) -> "Notation":
@@ -72,12 +72,12 @@ class Cells(Protocol):
         """Indices of the edges that end in a node."""
 
     def edges_kept(self, node: int) -> int:
-        """How many incoming edges a node has in a genotype."""
+        """Number of incoming edges that a node has in a genotype."""
 
 
 @runtime_checkable
 class Notation(Protocol):
-    """How the architectures of a space of cells are written."""
+    """How the architectures of a cell space are written."""
 
     def write(self, space: Cells, cells: list[Nodes]) -> str:
         """The text of the operators into each node of each cell type."""
@@ -117,16 +117,16 @@ def to_string(space: Cells, mask: Bool[np.ndarray, "cell edge op"]) -> str:
 def from_string(space: Cells, text: str) -> Bool[np.ndarray, "cell edge op"]:
     """The mask of a genotype.
 
-    What people log is read as well: `Structure(4 nodes with |...|)` around a NAS-Bench-201 string;
-    lists in place of ranges, a list for each node, NumPy's numbers and fields that are `None` in a
-    DARTS genotype.
+    Variants found in logs are accepted: `Structure(4 nodes with |...|)` around a NAS-Bench-201
+    string; and in a DARTS genotype lists instead of ranges, a list for each node, NumPy's numbers,
+    and fields that are `None`.
 
     Args:
         space: the search space.
-        text: in the notation of the space.
+        text: a genotype in the notation of the space.
 
     Returns:
-        Operators kept, of shape `space.shape`: one on each edge of the genotype, none on others.
+        Operators kept, of shape `space.shape`: one on each edge of the genotype, none elsewhere.
 
     Raises:
         InputError: the text is not a genotype of this space; the message says where and why.
@@ -160,7 +160,7 @@ class EdgeList:
         )
 
     def read(self, space: Cells, text: str) -> list[Nodes]:
-        """The inverse of `write`; `Structure(4 nodes with |...|)` is read as well."""
+        """The inverse of `write`; also reads `Structure(4 nodes with |...|)`."""
         sources = [[space.edges[e][0] for e in space.incoming(n)] for n in space.intermediate_nodes]
         form = self.write(space, [[[("op", s) for s in node] for node in sources]] * space.shape[0])
         try:
@@ -185,7 +185,7 @@ class Genotype:
         return f"Genotype({', '.join(fields)})"
 
     def read(self, space: Cells, text: str) -> list[Nodes]:
-        """The inverse of `write`; see `from_string` for what else is read."""
+        """The inverse of `write`; see `from_string` for the variants accepted."""
         nodes, op = space.intermediate_nodes, space.op_choices[0]
         form = ", ".join(f"{c}=[('{op}', 0), ...], {c}_concat={nodes}" for c in space.cell_types)
         needed = [name for each in space.cell_types for name in (each, f"{each}_concat")]
@@ -202,7 +202,7 @@ class Genotype:
             raise error.explain(space.name, text, f"Genotype({form})") from None
         for name in needed[1::2]:
             if _numbers(fields[name]) != list(nodes):
-                raise InputError(f"{name} is another list: {space.name} needs {nodes}")
+                raise InputError(f"{name} differs: {space.name} needs {nodes}")
         return [self._nodes(space, *each) for each in zip(space.cell_types, listed, strict=True)]
 
     def recognizes(self, text: str) -> bool:
@@ -210,7 +210,7 @@ class Genotype:
         return bool(re.search(r"\bGenotype\s*\(", without_colors(text)))
 
     def _nodes(self, space: Cells, name: str, listed: list[list[Pair]]) -> Nodes:
-        """The pairs of each node, of a list for each node or of a list of all."""
+        """The pairs of each node, from one list per node or from one list of all pairs."""
         counts = [space.edges_kept(node) for node in space.intermediate_nodes]
         if len(listed) > 1:
             if [len(pairs) for pairs in listed] != counts:
@@ -288,7 +288,7 @@ def _edge_lists(cell_types: Sequence[str], nodes: int, text: str) -> list[Nodes]
 
 
 def _start(text: str, first: str) -> int:
-    """Where a genotype starts; what a log has before it ends in a space or a punctuation mark."""
+    """Where a genotype starts; text before it must end in a space or a punctuation mark."""
     for following in (r"\s*\|?[\w.-]+~[0-9]", ""):  # bars may separate the fields of a log
         before = re.compile(
             rf"(.*?[\s\"'`=:,(\[])??(?={re.escape(first)}{following})", re.DOTALL
@@ -299,7 +299,7 @@ def _start(text: str, first: str) -> int:
 
 
 def _edge_list(text: str, at: int) -> tuple[Nodes, int]:
-    """The operators into each node of a cell that starts somewhere in a text, and where it ends."""
+    """The operators into each node of the cell at an index of the text, and the cell's end."""
     nodes: Nodes = []
     while True:
         pairs: list[Pair] = []
@@ -322,9 +322,9 @@ _PLUS = re.compile(r"\|\s*\+\s*")
 
 
 def _by_node(field: Located) -> list[list[Pair]]:
-    """The pairs of a field, in a list for each node if there are such, else in one list."""
+    """The pairs of a field: one list per node if the field is nested, otherwise one list."""
     if not isinstance(field.value, list):
-        raise Misread("this is no list of (operator, node)", field.at)
+        raise Misread("this is not a list of (operator, node)", field.at)
     nested = all(isinstance(each.value, list) for each in field.value) and any(
         isinstance(part.value, list) for each in field.value for part in each.value
     )
@@ -334,7 +334,7 @@ def _by_node(field: Located) -> list[list[Pair]]:
 def _pair(item: Located) -> Pair:
     parts = [part.value for part in item.value] if isinstance(item.value, list) else []
     if [type(part) for part in parts] != [str, int]:
-        raise Misread("this is no pair (operator, node)", item.at)
+        raise Misread("this is not a pair (operator, node)", item.at)
     return parts[0], parts[1]
 
 

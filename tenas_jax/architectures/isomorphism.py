@@ -1,14 +1,14 @@
-"""Which architectures are the same network, written differently.
+"""Isomorphic architectures: different genotypes of the same network.
 
-A cell is reduced to its layers: `none` and what lies on no path are left out, and an identity is no
-layer, so that its target adds what its source is. What is left is a graph of layers, each with its
-own weights, that read sums of others. Architectures are isomorphic if a renumbering of layers turns
-one of these graphs into the other: their networks then differ only in which weights are drawn for
-which layer.
+A cell is reduced to a graph of layers. Each layer has its own weights and reads a sum of other
+layers. `none` and operators that lie on no path are dropped; an identity is not a layer, so the
+node it leads to adds the node it comes from. Two architectures are isomorphic if renumbering the
+layers turns one graph into the other. Their networks then differ only in which random weights each
+layer gets.
 
 NAS-Bench-201 counts 6,466 architectures by comparing strings (Dong and Yang, 2020, section 2.1).
-Strings tell sums apart that list the same terms in another order, and do not tell apart one layer
-that is read twice from two layers that read the same: by graphs there are 5,425.
+Strings distinguish sums whose terms come in another order, and they do not distinguish one layer
+that is read twice from two layers with the same input. Graphs give 5,425.
 """
 
 from collections import Counter
@@ -22,10 +22,10 @@ from tenas_jax.architectures.cell_space import CellSpace, has_dead_operators
 from tenas_jax.architectures.space import Mask, Masks, SearchSpace, require_masks
 from tenas_jax.errors import InputError
 
-OUTPUT = -1  # stands for an operator
+OUTPUT = -1  # in place of an operator
 
 Terms = tuple[tuple[int, int], ...]
-"""Which layers, and how many times each; -1, -2, ... are the inputs of the cell."""
+"""(layer, number of times it is added); -1, -2, ... are the inputs of the cell."""
 
 
 class Layer(NamedTuple):
@@ -33,7 +33,7 @@ class Layer(NamedTuple):
 
     op: int
     reads: Terms
-    """The sum that it is applied to."""
+    """The terms of its input, a sum."""
     readers: Terms
     """The layers that read it."""
 
@@ -44,13 +44,13 @@ def first_of_each_class(
     """One architecture of each class of isomorphic ones.
 
     Args:
-        space: the search space; in one that is no `CellSpace` each architecture is a class.
+        space: the search space; unless it is a `CellSpace`, each architecture is its own class.
         masks: architectures.
 
     Returns:
-        The index of the first architecture of each class, if possible of one without dead
-        operators; and for each architecture the number of its class, so that
-        `values_of_classes[inverse]` are those of the architectures.
+        The index of the first architecture of each class, if possible the first one without dead
+        operators; and the class number of each architecture, with which
+        `values_of_classes[inverse]` gives the values of all architectures.
 
     Raises:
         InputError: the masks have another shape, or keep several operators on an edge.
@@ -78,14 +78,14 @@ def first_of_each_class(
 
 
 def canonical_form(space: SearchSpace, mask: Mask) -> Hashable:
-    """What isomorphic architectures have in common, and no others.
+    """A value that is equal for isomorphic architectures, and only for these.
 
     Args:
-        space: the search space; one that is no `CellSpace` has no isomorphic architectures.
+        space: the search space; only a `CellSpace` has isomorphic architectures.
         mask: an architecture, of shape `space.shape`.
 
     Returns:
-        A value to compare.
+        A hashable value.
 
     Raises:
         InputError: the mask keeps several operators on an edge.
@@ -133,10 +133,10 @@ def _layers(space: CellSpace, cell: int, mask: Bool[np.ndarray, "edge op"]) -> l
 
 
 def _numbered(layers: Sequence[Layer], colors: Sequence[int]) -> tuple[Hashable, ...]:
-    """The layers in an order that does not depend on how they were numbered.
+    """The layers in an order that does not depend on their numbering.
 
-    Layers get colors, those with different operators or neighbors different ones. Where some have
-    the same, each of them in turn is made different, and the least result is taken.
+    Color refinement: layers with different operators or neighbors get different colors. If layers
+    still share a color, each of them in turn is individualized, and the smallest result is taken.
     """
     before, count = -1, 0
     while before < count < len(layers):
@@ -150,7 +150,7 @@ def _numbered(layers: Sequence[Layer], colors: Sequence[int]) -> tuple[Hashable,
         order = sorted(range(count), key=colors.__getitem__)
         return tuple((layers[i].op, _colored(layers[i].reads, colors)) for i in order)
     color = min(color for color, places in Counter(colors).items() if places > 1)
-    # Those with the same neighbors can change places: one of them is as good as another.
+    # Layers with the same neighbors are interchangeable: one of them suffices.
     different = {layer[1:]: i for i, layer in enumerate(layers) if colors[i] == color}
     choices = (
         _numbered(layers, [2 * each + (i == chosen) for i, each in enumerate(colors)])
@@ -160,5 +160,5 @@ def _numbered(layers: Sequence[Layer], colors: Sequence[int]) -> tuple[Hashable,
 
 
 def _colored(terms: Terms, colors: Sequence[int]) -> Terms:
-    """Terms with colors in place of layers; inputs keep their numbers."""
+    """Replace layers by their colors; inputs keep their numbers."""
     return tuple(sorted([(colors[i] if i >= 0 else i, times) for i, times in terms]))

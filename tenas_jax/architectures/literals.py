@@ -1,4 +1,4 @@
-"""Python literals and calls as people log them, read without running them."""
+"""Parse Python literals and calls from logs, without running them."""
 
 import ast
 import re
@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 
 from tenas_jax.errors import InputError
 
-LONGEST = 100_000  # characters; the parser takes memory that grows with the text
+LONGEST = 100_000  # characters; the parser's memory grows with the text
 
 
 class Misread(Exception):
-    """A fault in a text.
+    """A parse error.
 
     Args:
         problem: what is wrong.
-        index: of the character where it is; None: nowhere in particular.
+        index: the position of the error in the text; None: unknown.
     """
 
     def __init__(self, problem: str, index: int | None = None) -> None:
@@ -24,12 +24,12 @@ class Misread(Exception):
         self.problem, self.index = problem, index
 
     def explain(self, name: str, text: str, form: str) -> InputError:
-        """The line for the user.
+        """The error message for the user.
 
         Args:
             name: the search space.
-            text: what was read.
-            form: what would be right.
+            text: the text that was read.
+            form: the expected form.
 
         Example:
             >>> print(Misread("'|' is missing", 2).explain("my-space", "op~0|", "|op~0|"))
@@ -45,29 +45,29 @@ class Misread(Exception):
 
 
 class Located(NamedTuple):
-    """A value, and where it is: the index of its first character in the text."""
+    """A value, and the index of its first character in the text."""
 
     value: Any
     at: int
 
 
 def read_call(text: str, function: str, names: Sequence[str] = ()) -> dict[str, Located]:
-    """The arguments of the one call of a function in a text.
+    """The arguments of the only call of a function in a text.
 
-    Around the call there may be what logs and source files have there: words before it, quotation
-    marks, punctuation and a comment after it.
+    As in logs and source files, words may come before the call, and quotation marks, punctuation
+    and a comment after it.
 
     Args:
         text: the text.
-        function: its name.
-        names: of arguments that are given without their names, in order.
+        function: the name of the function.
+        names: names of the positional arguments, in order.
 
     Returns:
-        Arguments by name: strings, integers (NumPy's as well), None, ranges, and lists of
-        `Located` values for lists and tuples.
+        Arguments by name: strings, integers (also NumPy's), None, ranges, and lists of `Located`
+        values for lists and tuples.
 
     Raises:
-        Misread: there is no such call, or it has other arguments.
+        Misread: the text does not have exactly one such call, or its arguments are unsupported.
 
     Example:
         >>> read_call("10:31 best = Genotype(a=[np.int64(3)], b=None)", "Genotype")
@@ -86,13 +86,13 @@ at=41)}
 
 
 def require_end(text: str, at: int) -> None:
-    """Refuse a text that goes on, but for what logs and source files have after a genotype."""
+    """Raise `Misread` if the text continues with more than punctuation and a comment."""
     if not re.compile(r"[\s'\"`.,;)\]}]*(#.*)?", re.DOTALL).fullmatch(text, at):
         raise Misread("something follows the genotype", at)
 
 
 def without_colors(text: str) -> str:
-    r"""A text whose color codes, as a terminal's, are blanks, so that nothing moves.
+    r"""Replace a terminal's color codes by blanks, which keeps the positions in the text.
 
     Example:
         >>> without_colors("\x1b[32mok\x1b[0m")
@@ -102,7 +102,7 @@ def without_colors(text: str) -> str:
 
 
 def _closing(text: str, at: int) -> int:
-    """Where the bracket closes that was opened before, quotations left out."""
+    """Index after the bracket that closes the open one; brackets in quotations do not count."""
     depth = 1
     for part in re.compile(r"'[^'\n]*'|\"[^\"\n]*\"|[()]").finditer(text, at):
         depth += {"(": 1, ")": -1}.get(part[0], 0)
@@ -112,7 +112,7 @@ def _closing(text: str, at: int) -> int:
 
 
 def read_numbers(text: str) -> list[int] | None:
-    """The numbers of a text that is a tuple or a list of integers.
+    """The numbers in a text that is a tuple or a list of integers, or None for any other text.
 
     Example:
         >>> read_numbers("(4, 0, np.int64(3))"), read_numbers("[0]"), read_numbers("|none~0|")
@@ -129,7 +129,7 @@ _NUMBER = rf"(?:(?:(?:np|numpy)\.)?u?int(?:8|16|32|64)\({_DIGITS}\)|{_DIGITS})"
 
 
 class _Reader:
-    """Reads the values of a part of a text, and knows where they are in it."""
+    """Reads the values in a part of a text, with their positions in the whole text."""
 
     def __init__(self, text: str, start: int, end: int) -> None:
         self._start, self._source = start, text[start:end]
@@ -181,7 +181,7 @@ class _Reader:
                 whole = len(bounds) in (1, 2, 3) and all(type(each) is int for each in bounds)
                 if whole and bounds[2:] != [0]:
                     return Located(range(*bounds), index)
-        raise Misread("this is no operator, number, list or range", index)
+        raise Misread("this is not an operator, number, list or range", index)
 
 
 _NUMPY = re.compile(r"((np|numpy)\.)?(u?int(8|16|32|64|p)|str_|array)|list|tuple")

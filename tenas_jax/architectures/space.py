@@ -1,4 +1,4 @@
-"""What a search space is: the protocol that every search, metric and command works with."""
+"""The search space protocol, which every search, metric and command works with."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,14 +25,14 @@ class Group(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """One independent decision of an architecture: its cell type and what may be chosen there."""
+    """One independent decision of an architecture: its cell type and its choices."""
 
     cell: int
     choices: Sequence[Choice]
 
 
 class Costs(NamedTuple):
-    """Number of parameters, and of multiply-adds for one image."""
+    """Numbers of parameters and of multiply-adds for one image."""
 
     parameters: Any  # an int, or an integer array with the leading axes of the masks
     flops: Any
@@ -40,17 +40,17 @@ class Costs(NamedTuple):
 
 @dataclass(frozen=True)
 class ProxySize:
-    """The size of a proxy network, which metrics are measured on.
+    """Size of the proxy network that metrics are measured on.
 
     Args:
         num_classes: outputs of the classifier.
         channels: of the first cells; None: the space's default.
-        cells: number of cells, in NAS-Bench-201 of each stage; None: the space's default.
+        cells: number of cells (in NAS-Bench-201 per stage); None: the space's default.
         initializer: name of the kernels' initializer; `default`: the space's own.
-        single_path: promises that every mask keeps at most one operator per edge, so that only
-            this one is computed, in spaces that have a network for it.
-        rolled: whether to prefer a network that compiles in a fraction of the time, and in some
-            spaces runs slower.
+        single_path: every mask keeps at most one operator per edge. Spaces with a network for
+            this case compute only that operator.
+        rolled: prefer a network that compiles in a fraction of the time but runs slower in some
+            spaces.
     """
 
     num_classes: int = 10
@@ -65,13 +65,14 @@ class ProxySize:
 class SearchSpace(Protocol):
     """A search space: its masks, their notation and their networks.
 
-    A supernet or an architecture is a boolean mask of shape `shape`: which operators are kept on
-    which edge of which cell type. `tenas_jax.CellSpace` and `tenas_jax.ChoiceSpace` are two kinds.
+    A supernet or an architecture is a boolean mask of shape `shape`. It says which operators are
+    kept on each edge of each cell type. `tenas_jax.CellSpace` and `tenas_jax.ChoiceSpace`
+    implement this protocol.
     """
 
     @property
     def name(self) -> str:
-        """The name in files and on the screen."""
+        """The name used in files and messages."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -87,55 +88,55 @@ class SearchSpace(Protocol):
 
     @property
     def image_multiple(self) -> int:
-        """The sides of the images must be multiples of this."""
+        """Image sides must be multiples of this."""
 
     @property
     def has_single_paths(self) -> bool:
         """Whether `supernet` has a faster network for masks with at most one operator per edge."""
 
     def op_names(self, edge: int) -> tuple[str, ...]:
-        """Names of the operators of an edge; there may be fewer than `shape` has."""
+        """Names of the operators of an edge, possibly fewer than the mask's last axis holds."""
 
     def initial_mask(self) -> Mask:
-        """The supernet that a search starts from."""
+        """The mask of the supernet that a search starts from."""
 
     def decisions(self) -> list[Decision]:
-        """The independent decisions that together make an architecture."""
+        """The independent decisions that define an architecture."""
 
     def groups(self, mask: Mask, prune_number: int) -> list[Group]:
-        """Where the next pruning step prunes; none where a single path is left."""
+        """The groups that the next step prunes; empty once a single path is left."""
 
     def to_string(self, mask: Mask) -> str:
         """The notation of an architecture; raises `InputError` if the mask is not a single path."""
 
     def from_string(self, text: str) -> Mask:
-        """The mask of an architecture; raises `InputError` for text that is none."""
+        """The mask of an architecture; raises `InputError` if the text is not one."""
 
     def recognizes(self, text: str) -> bool:
         """Whether a text looks like the notation of this space."""
 
     def connected(self, mask: Bool[Array | np.ndarray, "cell edge op"]) -> Bit:
-        """Whether any image reaches the output of the network; the mask may be traced."""
+        """Whether the input reaches the output of the network; the mask may be traced."""
 
     def on_paths(self, mask: Mask) -> Mask:
         """The operators that lie on a path from an input to an output."""
 
     def supernet(self, size: ProxySize, layout: Any) -> Any:
-        """The Flax module that metrics are measured on, called with `(images, mask)`."""
+        """The Flax module that metrics are measured on; its inputs are `(images, mask)`."""
 
     def region_network(self, size: ProxySize, layout: Any) -> Any:
-        """The Flax module that linear regions are counted on, called like `supernet`, or None."""
+        """The Flax module for linear regions, called like `supernet`; or None."""
 
     @property
     def network(self) -> Callable[..., Any]:
-        """Makes the Flax module of an architecture, of `(mask, *, num_classes, ...)`."""
+        """A function of `(mask, *, num_classes, ...)` that returns the trainable Flax module."""
 
     def costs(self, masks: Bool[np.ndarray, "*batch cell edge op"]) -> Costs:
-        """Parameters and FLOPs of the networks of many masks."""
+        """Parameters and FLOPs of the network of each mask."""
 
 
 def require_mask(space: Any, mask: Any) -> None:
-    """Refuse a mask of another shape.
+    """Check the shape of a mask.
 
     Args:
         space: the search space.
@@ -152,11 +153,11 @@ def require_mask(space: Any, mask: Any) -> None:
 
 
 def require_masks(space: Any, masks: Any) -> None:
-    """Refuse an array of masks of another shape.
+    """Check the trailing shape of an array of masks.
 
     Args:
         space: the search space.
-        masks: an array, whose last axes are those of a mask.
+        masks: an array whose last axes are those of a mask.
 
     Raises:
         InputError: they are not `space.shape`.
@@ -166,7 +167,7 @@ def require_masks(space: Any, masks: Any) -> None:
 
 
 def place(space: SearchSpace, cell: int, edge: int, op: int) -> dict[str, Any]:
-    """An operator of a mask as it is written in files, by the names of cell type and operator."""
+    """An operator of a mask as files store it: by the names of its cell type and operator."""
     return {"cell": space.cell_types[cell], "edge": int(edge), "op": space.op_names(edge)[op]}
 
 

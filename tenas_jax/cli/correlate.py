@@ -217,8 +217,8 @@ def _read_scores(options: CorrelateOptions, path: Path, table: "AccuracyTable") 
     for name in scored.columns if not chosen else ():
         if name not in known:
             raise InputError(
-                f"{path} has the column {name!r}, which is no metric ({', '.join(METRICS)}): say "
-                f"with --metrics which columns to take, and which way they are better, as in "
+                f"{path} has the column {name!r}, which is not a metric ({', '.join(METRICS)}): "
+                f"say with --metrics which columns to take, and which way they are better, as in "
                 f"{name}:higher"
             )
     for term in members:

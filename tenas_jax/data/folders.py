@@ -21,7 +21,7 @@ def image_files(folder: Path) -> list[Path]:
 
     Links to folders are followed, but no folder is entered twice; where there are several ways to
     one, that without links counts. Left out is what is hidden (`.ipynb_checkpoints`, `._a.jpg`) or
-    what archives of macOS add (`__MACOSX`), at every level, and what is no regular file.
+    what archives of macOS add (`__MACOSX`), at every level, and what is not a regular file.
 
     Args:
         folder: the folder; it may itself be hidden.

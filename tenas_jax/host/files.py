@@ -143,13 +143,13 @@ def read_text(path: Path) -> str:
         path: the file; decompressed if its name ends in `.gz`.
 
     Raises:
-        InputError: it cannot be read, is no regular file, is too large or is no text.
+        InputError: it cannot be read, is not a regular file, is too large or is no text.
     """
     with file_errors(path):
         mode = path.stat().st_mode
         # Pipes of the shell are in /dev or /proc; another one may have no writer.
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or path.parts[:2] in _SYSTEM):
-            raise InputError(f"cannot use {path}: it is no regular file")
+            raise InputError(f"cannot use {path}: it is not a regular file")
         try:
             with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
                 content = file.read(LARGEST_TEXT + 1)
@@ -161,7 +161,7 @@ def read_text(path: Path) -> str:
         return content.decode(json.detect_encoding(content)).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{path} is no text: its byte {error.start + 1} is not {error.encoding.upper()}; save "
+            f"{path} is not text: its byte {error.start + 1} is not {error.encoding.upper()}; save "
             "it as UTF-8"
         ) from error
 

@@ -1,4 +1,4 @@
-"""The search spaces, each in a file of its own."""
+"""The search spaces, one per file."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Spaces of named choices around an ordinary Flax module."""
+"""Search spaces of named choices in an ordinary Flax module."""
 
 import dataclasses
 import functools
@@ -27,33 +27,31 @@ from tenas_jax.resolve import named_pairs, require_names
 
 Choices = Iterable[tuple[str, Sequence[str]]] | Mapping[str, Sequence[str]]
 
-CELL_TYPE = "choices"  # the one that there is
-IMAGE_SIZE = 32  # at which FLOPs are counted
+CELL_TYPE = "choices"  # the only one
+IMAGE_SIZE = 32  # FLOPs are counted at this size
 
 
 @dataclasses.dataclass(frozen=True)
 class ChoiceSpace:
-    """Named choices with named options, and a Flax module that takes a mask of them.
+    """A Flax module with named choices, each of which has named options.
 
-    The module is written for NHWC images, with the layers and initializers of its author, and
-    called with `(images, mask)`: `mask[i]` are the options of choice i that are kept, booleans,
-    from which `tenas_jax.mixed` makes a sum. It returns logits [n, classes], and normalizes by the
-    statistics of the batch. What it sows as `self.sow("features", "cells", x)` are the features of
-    a `Draw`.
+    The module takes NHWC images and a mask and may use any layers and initializers. `mask[i]` is a
+    boolean vector of the options of choice i that are kept; `tenas_jax.mixed` averages their
+    outputs. The module returns logits [n, classes] and normalizes by the statistics of the batch.
+    `self.sow("features", "cells", x)` records the features of a `Draw`.
 
     Args:
-        name: the name in files and on the screen.
-        choices: (name, options) of each choice, or a mapping; kept as a tuple of pairs.
-        module: a Flax module class, or a function that makes the module, called with
-            `num_classes`, and with `channels` and `cells` where a search sets these sizes.
-        regions: the same for the network that linear regions are counted on, whose images are small
-            patches; its activations count, not what it returns. None: the metric `regions` cannot
-            be measured.
-        image_multiple: the sides of the images must be multiples of this.
+        name: the name used in files and messages.
+        choices: (name, options) of each choice, or a mapping; stored as a tuple of pairs.
+        module: a Flax module class, or a function that returns the module; called with
+            `num_classes`, and with `channels` and `cells` if a search sets these sizes.
+        regions: the same for the network that linear regions are counted on. Its images are small
+            patches; only its activations are used. None: the metric `regions` is not available.
+        image_multiple: image sides must be multiples of this.
 
     Raises:
-        InputError: there is no choice, a choice has no options, or a name is repeated or has other
-            characters than letters, digits, `_`, `.` and `-`.
+        InputError: there is no choice, a choice has no options, or a name is repeated or has
+            characters other than letters, digits, `_`, `.` and `-`.
 
     Example:
         >>> space = ChoiceSpace("mine", {"width": ("narrow", "wide"), "act": ("relu",)}, nn.Module)
@@ -81,7 +79,7 @@ class ChoiceSpace:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Shape of a mask: (1, choices, options of the choice with most of them)."""
+        """Shape of a mask: (1, choices, largest number of options)."""
         return 1, len(self._counts), max(self._counts)
 
     @property
@@ -96,7 +94,7 @@ class ChoiceSpace:
 
     @property
     def has_single_paths(self) -> bool:
-        """False: `mixed` skips what is pruned in every mask."""
+        """False: `mixed` skips pruned options in every network."""
         return False
 
     def op_names(self, edge: int) -> tuple[str, ...]:
@@ -104,7 +102,7 @@ class ChoiceSpace:
         return tuple(dict(self.choices)[self.edge_names[edge]])
 
     def initial_mask(self) -> Mask:
-        """Everything kept; False where a choice has fewer options than others."""
+        """All options; padding is False where a choice has fewer options than others."""
         counts = np.array(self._counts)
         return (np.arange(self.shape[2]) < counts[:, None])[None]
 
@@ -155,12 +153,12 @@ class ChoiceSpace:
             if not equals or name.strip() not in self.edge_names:
                 raise InputError(
                     f"not an architecture of {self.name}: part {position} of {len(pairs)} gives no "
-                    f"choice an option: write such as {form}"
+                    f"choice an option: write e.g. {form}"
                 )
         missing = [name for name in self.edge_names if name not in given]
         if missing or len(given) != len(pairs):
             fault = f"{missing[0]} is missing" if missing else "a choice is given twice"
-            raise InputError(f"not an architecture of {self.name}: {fault}: write such as {form}")
+            raise InputError(f"not an architecture of {self.name}: {fault}: write e.g. {form}")
         mask = np.zeros(self.shape, bool)
         for edge, (name, options) in enumerate(dict(self.choices).items()):
             if given[name] not in options:
@@ -173,7 +171,7 @@ class ChoiceSpace:
         return {part.partition("=")[0].strip() for part in text.split(",")} == set(self.edge_names)
 
     def connected(self, mask: Bool[Array | np.ndarray, "cell edge op"]) -> Bit:
-        """True: what a module does without an option is its own business."""
+        """True: the paths inside a module are not known."""
         return True
 
     def on_paths(self, mask: Mask) -> Mask:
@@ -181,11 +179,11 @@ class ChoiceSpace:
         return mask
 
     def supernet(self, size: ProxySize, layout: Any = None) -> nn.Module:
-        """The module, called with `(images, mask)`, whatever the layout."""
+        """The module, called with `(images, mask)`; the layout is ignored."""
         return _Masked(self, self._make(self.module, size), size.num_classes)
 
     def region_network(self, size: ProxySize, layout: Any = None) -> nn.Module | None:
-        """The module for linear regions, called like `supernet`, if there is one."""
+        """The module for linear regions, called like `supernet`; or None."""
         return None if self.regions is None else _Masked(self, self._make(self.regions, size), None)
 
     def network(
@@ -196,7 +194,7 @@ class ChoiceSpace:
         channels: int | None = None,
         cells: int | None = None,
     ) -> nn.Module:
-        """The module with the options of an architecture alone, called with `(images)`.
+        """The module with only the options of an architecture, called with `(images)`.
 
         Raises:
             InputError: the mask has another shape.
@@ -208,7 +206,7 @@ class ChoiceSpace:
         return _Fixed(self._make(self.module, size), rows)
 
     def costs(self, masks: Bool[np.ndarray, "*batch cell edge op"]) -> Costs:
-        """Parameters and FLOPs of the networks of 10 classes, for color images of 32 x 32."""
+        """Parameters and FLOPs of the networks, for 10 classes and 32 x 32 color images."""
         require_masks(self, masks)
         flat = masks.reshape(-1, *self.shape)
         counted = [_costs(self, mask.tobytes()) for mask in flat]
@@ -247,7 +245,7 @@ def _costs(space: ChoiceSpace, mask: bytes) -> Costs:
 
 
 class _Masked(nn.Module):
-    """A module in the form of a supernet."""
+    """Adapts a module to the interface of a supernet."""
 
     space: ChoiceSpace
     module: nn.Module
@@ -257,7 +255,7 @@ class _Masked(nn.Module):
         nn.share_scope(self, self.module)
 
     def __call__(self, images: Array, mask: Bool[Array, "cell edge op"]) -> Array:
-        """What the module returns, checked if it has to be logits."""
+        """The output of the module; if it must be logits, its shape is checked."""
         require_mask(self.space, mask)
         counts = map(len, dict(self.space.choices).values())
         # Every option has parameters.
@@ -275,7 +273,7 @@ class _Masked(nn.Module):
 
 
 class _Fixed(nn.Module):
-    """A module with constant choices."""
+    """A module whose choices are fixed."""
 
     module: nn.Module
     rows: tuple[tuple[bool, ...], ...]

@@ -1,4 +1,4 @@
-"""DARTS (Liu et al., 2019, arXiv 1806.09055): two types of cells of 14 edges, eight operators."""
+"""DARTS (Liu et al., 2019, arXiv 1806.09055): two cell types with 14 edges, eight operators."""
 
 from typing import ClassVar
 
@@ -31,13 +31,13 @@ NORMAL, REDUCE = "normal", "reduce"
 
 
 def proxy_cells(cells: int) -> tuple[str, ...]:
-    """The cells of a proxy network, with reductions where the published network has them.
+    """Types of the cells of a proxy network, with reductions at the published positions.
 
     Args:
-        cells: how many; of two, the paper's, the second is a reduction.
+        cells: number of cells. With two, as in the paper, the second is a reduction.
 
     Raises:
-        InputError: fewer than one.
+        InputError: `cells` is less than one.
 
     Example:
         >>> proxy_cells(2), proxy_cells(5)
@@ -50,9 +50,9 @@ def proxy_cells(cells: int) -> tuple[str, ...]:
 
 
 class Cells(nn.Module):
-    """A sequence of DARTS cells (Liu et al., 2019): each reads the outputs of the two before it.
+    """A sequence of DARTS cells (Liu et al., 2019); each reads the outputs of the previous two.
 
-    A reduction cell has twice the channels and half the size of the cell before it.
+    A reduction cell doubles the channels and halves the image size.
 
     Args:
         space: the search space.
@@ -143,9 +143,9 @@ class Supernet(nn.Module):
 
 
 class RegionNetwork(nn.Module):
-    """The cells without a stem, batch normalization, ReLU.
+    """The cells without a stem, then batch normalization and ReLU.
 
-    Its result is what its ReLUs sow into the collection `patterns`.
+    Its ReLUs sow the activation patterns into the collection `patterns`.
     """
 
     space: CellSpace
@@ -158,7 +158,7 @@ class RegionNetwork(nn.Module):
     def __call__(
         self, patches: Float[Array, "n h w channels"], mask: Bool[Array, "cell edge op"]
     ) -> Array:
-        """The last activations, as images of the layout."""
+        """The last activations, in the layout's axis order."""
         require_mask(self.space, mask)
         layout, initializer = self.layout, self.initializer
         channels = patches.shape[-1]
@@ -170,15 +170,15 @@ class RegionNetwork(nn.Module):
 
 
 class PreprocessedCell(nn.Module):
-    """A discrete cell with the preprocessing of its inputs.
+    """A discrete cell that preprocesses its inputs.
 
     Args:
         space: the search space.
         edges: the edges, by ascending target.
         features: channels of each node.
         layout: memory layout of the images.
-        reduction: whether it halves the images.
-        after_reduction: whether its older input has twice the size of the newer one.
+        reduction: whether it halves the image size.
+        after_reduction: whether its older input has twice the size of its newer input.
     """
 
     space: CellSpace
@@ -209,13 +209,13 @@ class PreprocessedCell(nn.Module):
 
 
 class AuxiliaryHead(nn.Module):
-    """DARTS's second classifier, which helps to train the cells before it.
+    """DARTS's auxiliary classifier, which helps to train the earlier cells.
 
     Args:
         num_classes: outputs.
         layout: memory layout of the images.
-        stem: its kind of network: for ImageNet the pooling overlaps more, and one batch
-            normalization is missing, as in the experiments of DARTS.
+        stem: the kind of stem. For ImageNet the pooling overlaps more and one batch normalization
+            is missing, as in the DARTS experiments.
     """
 
     num_classes: int
@@ -245,7 +245,7 @@ class AuxiliaryHead(nn.Module):
 
 
 class DiscreteNetwork(Network):
-    """The network of a genotype: reduction cells after a third and two thirds of the cells."""
+    """The network of a genotype, with reduction cells after one third and two thirds of it."""
 
     @nn.compact
     def __call__(
@@ -255,7 +255,7 @@ class DiscreteNetwork(Network):
         train: bool = False,
         drop_path_rate: Float[Array, ""] | float | None = None,
     ) -> tuple[Logits, Logits | None]:
-        """Logits of the images, and in training those of the auxiliary head where there is one."""
+        """Logits of the images; in training also those of the auxiliary head, if it has one."""
         layout, rate = RunningStatistics(train=train), drop_path_rate if train else None
         older, newer, after_reduction = self._stem(self.prepare(images), layout)
         features, auxiliary_logits = self.channels, None
@@ -279,7 +279,7 @@ class DiscreteNetwork(Network):
         return logits, auxiliary_logits
 
     def _stem(self, x: Array, layout: RunningStatistics) -> tuple[Array, Array, bool]:
-        """The inputs of the first cell, and whether the older has twice the size of the newer."""
+        """The two inputs of the first cell, and whether the older has twice the newer's size."""
         if self.stem == "cifar":
             # DARTS's stem multiplier.
             stem = ConvBatchNorm(
@@ -299,7 +299,7 @@ class DiscreteNetwork(Network):
 
 
 class Macro(CellMacro):
-    """How cells are put together: in a row, each reading the outputs of the two before it."""
+    """A chain of cells; each reads the outputs of the previous two."""
 
     module = DiscreteNetwork
     published: ClassVar[dict[Stem, tuple[int, int]]] = {"cifar": (36, 20), "imagenet": (48, 14)}
@@ -307,7 +307,7 @@ class Macro(CellMacro):
     has_single_paths = True
 
     def supernet(self, space: CellSpace, size: ProxySize, layout: Layout) -> nn.Module:
-        """The network of the kernel, by default of 1 channel and 2 cells."""
+        """The network for the kernel, by default with 1 channel and 2 cells."""
         return Supernet(
             space,
             1 if size.channels is None else size.channels,
@@ -319,7 +319,7 @@ class Macro(CellMacro):
         )
 
     def region_network(self, space: CellSpace, size: ProxySize, layout: Layout) -> nn.Module:
-        """The network of the regions, by default of 2 cells."""
+        """The network for the regions, by default with 2 cells."""
         cells = proxy_cells(2 if size.cells is None else size.cells)
         return RegionNetwork(space, layout, size.initializer, cells, size.single_path)
 

@@ -1,4 +1,4 @@
-"""NAS-Bench-201 (Dong and Yang, 2020, arXiv 2001.00326): one cell of six edges, five operators."""
+"""NAS-Bench-201 (Dong and Yang, 2020, arXiv 2001.00326): a cell with six edges, five operators."""
 
 from collections.abc import Callable
 from typing import ClassVar
@@ -26,17 +26,17 @@ from tenas_jax.networks.ops import ReLUConvBatchNorm, operators, relu
 from tenas_jax.networks.supernet import Cell, classifier, sow_features
 
 STAGES = 3
-# NASLib numbers operators and edges otherwise (naslib/search_spaces/nasbench201/conversions.py).
+# NASLib's own order of operators and edges (naslib/search_spaces/nasbench201/conversions.py).
 NASLIB_OPS = ("skip_connect", "none", "nor_conv_3x3", "nor_conv_1x1", "avg_pool_3x3")
 NASLIB_EDGES = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
 
 
 class Notation(EdgeList):
-    """The benchmark's notation, and the six numbers of NASLib, in its own order.
+    """The benchmark's notation; also reads NASLib's six numbers.
 
-    NASLib numbers the operators as in `NASLIB_OPS`, unlike the benchmark (0 is `skip_connect` and
-    1 is `none`), and lists the edges by their source node, as in `NASLIB_EDGES`, where this package
-    lists them by their target node: its third number is of the edge from node 0 to node 3.
+    NASLib numbers the operators as in `NASLIB_OPS` (0 is `skip_connect` and 1 is `none`, unlike the
+    benchmark) and lists the edges by source node, as in `NASLIB_EDGES`; this package lists them by
+    target node. NASLib's third number, for example, is the edge from node 0 to node 3.
 
     Example:
         >>> from tenas_jax.spaces import NAS_BENCH_201
@@ -45,7 +45,7 @@ class Notation(EdgeList):
     """
 
     def read(self, space: Cells, text: str) -> list[Nodes]:
-        """The inverse of `write`; a tuple or list of six numbers is read as NASLib's."""
+        """The inverse of `write`; also reads a tuple or list of NASLib's six numbers."""
         numbers = read_numbers(text)
         if numbers is None:
             return super().read(space, text)
@@ -68,7 +68,7 @@ class Notation(EdgeList):
 
 
 class ResidualBlock(nn.Module):
-    """The block between two stages: twice the channels, half the size."""
+    """The block between two stages, which doubles the channels and halves the image size."""
 
     features: int
     layout: Layout
@@ -76,7 +76,7 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Images with half the size."""
+        """Images of half the size."""
         common = (self.features, self.layout, self.initializer)
         y = ReLUConvBatchNorm(*common, stride=2, name="conv_a")(x)
         y = ReLUConvBatchNorm(*common, name="conv_b")(y)
@@ -97,12 +97,12 @@ def stages(
     layout: Layout,
     initializer: str,
 ) -> Float[Array, "n classes"]:
-    """The macro network around cells of any kind: logits of images in a layout.
+    """The macro network around cells of any kind; returns logits.
 
     Args:
-        module: the calling module, whose submodules the layers become.
-        x: the images.
-        cell: a cell of `(images, features, stage, number)`, numbered within its stage.
+        module: the calling module; the layers become its submodules.
+        x: the images, in the layout.
+        cell: a function of `(images, features, stage, number)`; the number counts within a stage.
         channels: of the first stage; the second and third have twice and four times as many.
         cells: cells in each of the three stages.
         num_classes: outputs of the classifier.
@@ -177,9 +177,9 @@ class Supernet(nn.Module):
 
 
 class RegionNetwork(nn.Module):
-    """Cells of one width without a stem, batch normalization, ReLU.
+    """Cells of one width without a stem, then batch normalization and ReLU.
 
-    Its result is what its ReLUs sow into the collection `patterns`.
+    Its ReLUs sow the activation patterns into the collection `patterns`.
     """
 
     space: CellSpace
@@ -192,7 +192,7 @@ class RegionNetwork(nn.Module):
     def __call__(
         self, patches: Float[Array, "n h w channels"], mask: Bool[Array, "cell edge op"]
     ) -> Array:
-        """The last activations, as images of the layout."""
+        """The last activations, in the layout's axis order."""
         require_mask(self.space, mask)
         layout, initializer = self.layout, self.initializer
         x = layout.from_nhwc(patches)
@@ -206,7 +206,7 @@ class RegionNetwork(nn.Module):
 
 
 class DiscreteNetwork(Network):
-    """The network of an architecture, to be trained."""
+    """The trainable network of an architecture."""
 
     @nn.compact
     def __call__(
@@ -238,14 +238,14 @@ class DiscreteNetwork(Network):
 
 
 class Macro(CellMacro):
-    """How cells are put together: three stages with residual blocks between them."""
+    """Three stages of cells with residual blocks between them."""
 
     module = DiscreteNetwork
     published: ClassVar[dict[Stem, tuple[int, int]]] = {"cifar": (16, 5)}
     has_single_paths = True
 
     def supernet(self, space: CellSpace, size: ProxySize, layout: Layout) -> nn.Module:
-        """The network of the kernel, by default of 3 channels and a cell per stage."""
+        """The network for the kernel, by default with 3 channels and one cell per stage."""
         return Supernet(
             space,
             3 if size.channels is None else size.channels,
@@ -258,7 +258,7 @@ class Macro(CellMacro):
         )
 
     def region_network(self, space: CellSpace, size: ProxySize, layout: Layout) -> nn.Module:
-        """The network of the regions, by default a single cell."""
+        """The network for the regions, by default a single cell."""
         cells = 1 if size.cells is None else size.cells
         return RegionNetwork(space, cells, layout, size.initializer, size.single_path)
 

@@ -1,4 +1,4 @@
-"""The built-in search spaces by name, and architectures by what people write."""
+"""Look up search spaces by name, and architectures by genotype or work directory."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ SPACES: dict[str, SearchSpace] = {
 
 
 def get_space(name: str) -> SearchSpace:
-    """The search space of that name.
+    """Look up a search space by name.
 
     Args:
         name: a key of `SPACES`, or `module:object`.
@@ -32,7 +32,7 @@ def get_space(name: str) -> SearchSpace:
 
 
 def load_genotype(text: str) -> tuple[SearchSpace, Mask]:
-    """The architecture that a user names.
+    """Read an architecture given by the user.
 
     Args:
         text: a genotype in the notation of a built-in space, or the path of the work directory of
@@ -42,7 +42,7 @@ def load_genotype(text: str) -> tuple[SearchSpace, Mask]:
         The search space, and the operators kept, of shape `space.shape`.
 
     Raises:
-        InputError: it is no genotype, or the directory holds no result.
+        InputError: the text is not a genotype, or the directory holds no result.
 
     Example:
         >>> space, mask = load_genotype("|none~0|+|none~0|none~1|+|none~0|none~1|none~2|")
@@ -64,7 +64,7 @@ def load_genotype(text: str) -> tuple[SearchSpace, Mask]:
     if not is_folder:
         given = repr(text) if len(text) <= 60 else f"the text of {len(text)} characters"
         raise InputError(
-            f"{given} is no genotype and no folder: write |op~0|+..., Genotype(...), "
+            f"{given} is neither a genotype nor a folder: write |op~0|+..., Genotype(...), "
             "64-41414-..., or name the work directory of a search"
         )
     if not path.exists():

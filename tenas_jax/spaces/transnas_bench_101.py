@@ -28,13 +28,13 @@ from tenas_jax.networks.ops import ReLUConvBatchNorm, operators
 from tenas_jax.networks.supernet import Cell, classifier, sow_features
 from tenas_jax.spaces.nas_bench_201 import RegionNetwork
 
-MODULES = "41414"  # an even digit doubles the channels, one above 2 halves the images
+MODULES = "41414"  # an even digit doubles the channels; a digit above 2 halves the image size
 PREFIX = f"64-{MODULES}-"
 DIGITS = frozenset(string.digits)
 
 
 class Digits:
-    """The benchmark's notation: `64-41414-a_bc_def`, an operator's number for each edge."""
+    """The benchmark's notation `64-41414-a_bc_def`, with one operator number per edge."""
 
     def write(self, space: Cells, cells: list[Nodes]) -> str:
         """The text of the operators into each node of the cell."""
@@ -42,7 +42,7 @@ class Digits:
         return PREFIX + "_".join(nodes)
 
     def read(self, space: Cells, text: str) -> list[Nodes]:
-        """The inverse of `write`; the tuple `(a, b, c, d, e, f)` is read as well."""
+        """The inverse of `write`; also reads the tuple `(a, b, c, d, e, f)`."""
         sources = [[space.edges[e][0] for e in space.incoming(n)] for n in space.intermediate_nodes]
         groups = "_".join("0" * len(node) for node in sources)
         digits = text.strip().removeprefix(PREFIX)
@@ -71,7 +71,7 @@ _TUPLE = re.compile(r"\(\s*[0-9](\s*,\s*[0-9]){5}\s*,?\s*\)")
 
 
 def _deviation(text: str, form: str) -> int | None:
-    """Where a text first differs from a form whose zeros stand for digits."""
+    """Index of the first difference to a form in which 0 stands for any digit, or None."""
     pairs = itertools.zip_longest(text, form)
     return next(
         (
@@ -86,13 +86,14 @@ def _deviation(text: str, form: str) -> int | None:
 def modules(
     x: Array, cell: Callable[[Array, int, int, int], Array], *, channels: int, cells: int
 ) -> Array:
-    """The modules of cells of any kind.
+    """The modules, made of cells of any kind.
 
     Args:
-        x: images of a layout, of so many channels.
-        cell: a cell of `(images, features, stride, number)`, numbered through all modules.
-        channels: of the images.
-        cells: cells of each module; the first changes channels and size.
+        x: images in a layout, with `channels` channels.
+        cell: a function of `(images, features, stride, number)`; the number counts through all
+            modules.
+        channels: number of channels of the images.
+        cells: cells per module; the first one changes channels and size.
     """
     for i, digit in enumerate(map(int, MODULES)):
         channels *= 2 if digit % 2 == 0 else 1
@@ -108,7 +109,7 @@ class Supernet(nn.Module):
     Args:
         space: the search space.
         channels: of the stem.
-        cells: cells of each module.
+        cells: cells per module.
         num_classes: outputs of the classifier.
         layout: memory layout of the images.
         initializer: name of the kernels' initializer.
@@ -155,7 +156,7 @@ class Supernet(nn.Module):
 
 
 class DiscreteNetwork(Network):
-    """The network of an architecture, to be trained."""
+    """The trainable network of an architecture."""
 
     @nn.compact
     def __call__(
@@ -194,7 +195,7 @@ class DiscreteNetwork(Network):
 
 
 class Macro(CellMacro):
-    """How cells are put together: five modules, of which three are smaller and wider."""
+    """Five modules of cells, three of which double the channels and halve the image size."""
 
     module = DiscreteNetwork
     published: ClassVar[dict[Stem, tuple[int, int]]] = {"imagenet": (64, 2), "cifar": (64, 2)}
@@ -202,7 +203,7 @@ class Macro(CellMacro):
     has_single_paths = True
 
     def supernet(self, space: CellSpace, size: ProxySize, layout: Layout) -> nn.Module:
-        """The network of the kernel, by default of 3 channels and 2 cells a module."""
+        """The network for the kernel, by default with 3 channels and 2 cells per module."""
         return Supernet(
             space,
             3 if size.channels is None else size.channels,
@@ -214,7 +215,7 @@ class Macro(CellMacro):
         )
 
     def region_network(self, space: CellSpace, size: ProxySize, layout: Layout) -> nn.Module:
-        """The network of the regions, as in NAS-Bench-201: a cell, batch normalization, ReLU."""
+        """The network for the regions, as in NAS-Bench-201: a cell, batch normalization, ReLU."""
         cells = 1 if size.cells is None else size.cells
         return RegionNetwork(space, cells, layout, size.initializer, size.single_path)
 

@@ -88,7 +88,7 @@ def make_network(genotype: str, recipe: Recipe) -> nn.Module:
     mask = space.from_string(genotype)
     if not isinstance(space, CellSpace):
         raise InputError(
-            f"{space.name} is no space of cells: train the module space.network(mask, ...) yourself"
+            f"{space.name} is not a cell space: train the module space.network(mask, ...) yourself"
         )
     network: nn.Module = space.network(
         mask,

@@ -687,7 +687,7 @@ def test_tables_fit_into_100_columns(files, monkeypatch, capsys):
             "seed0.csv seed1.csv --sums regions+mine:lower",
             "seed0.csv and seed1.csv have different columns (kappa): say with --metrics which",
         ),
-        (None, "seed0.csv", "mine', which is no metric (kappa, regions"),
+        (None, "seed0.csv", "mine', which is not a metric (kappa, regions"),
         (None, "seed0.csv", "which way they are better, as in mine:higher"),
         (None, "seed0.csv --metrics mine:better", "mine"),
         (None, "seed0.csv --metrics mine", "unknown metric 'mine'"),
@@ -740,7 +740,7 @@ def test_without_living_architectures_there_is_one_table(files, capsys):
         (
             ["genotype,speed", f"{ARCHS[0]},1"],
             "",
-            "has the column 'speed', which is no metric (kap",
+            "has the column 'speed', which is not a metric (kap",
         ),
         (
             ["genotype,kappa", f"{bench_text(*['avg_pool_3x3'] * 6)},1", f"{ARCHS[0]},1"],
@@ -754,7 +754,7 @@ def test_without_living_architectures_there_is_one_table(files, capsys):
             "unknown metric 'kapa' (did you mean 'kappa'?): choose from kappa, regions",
         ),
         (None, "--metrics kappa,snip", "scores.csv has 0 columns 'snip'"),
-        (None, "--sums kappa", "the rank sum kappa has no two different metrics: write such as"),
+        (None, "--sums kappa", "the rank sum kappa has no two different metrics: write e.g."),
         (None, "--sums kappa+kappa", "the rank sum kappa+kappa has no two different metrics"),
         (None, "--sums kappa+snip", "scores.csv has no column 'snip': leave it out of --sums"),
         (

@@ -107,7 +107,7 @@ def test_unknown_architecture_is_one_line(write, text, fault):
             "cifar10_test: the highest accuracy is 0.94, as of fractions",
         ),
         ([HEADER, f"0,{A},90,1,1", f"0,{B},90,1,1"], "has an index twice: give every architecture"),
-        ([HEADER, f"1.5,{A},90,1,1"], "has an index that is no number from 0"),
+        ([HEADER, f"1.5,{A},90,1,1"], "has an index that is not a number from 0"),
         ([HEADER + ",arch", ROWS[0] + f",{A}"], "has 2 columns 'arch'"),
         ([HEADER, *ROWS, ROWS[1]], f"line 5: {B} is on line 3 already: give every architecture"),
         ([HEADER, f"0,{A},nan,1,1"], "line 2: cifar10_test is nan: give a percentage from 0 to"),
@@ -147,9 +147,9 @@ def test_bad_table_is_one_line(write, lines, fault):
         (
             "table.csv",
             b"arch\xfa",
-            "table.csv is no text: its byte 5 is not UTF-8; save it as UTF-8",
+            "table.csv is not text: its byte 5 is not UTF-8; save it as UTF-8",
         ),
-        ("table.csv", b"\xff\xfe\xfa", "table.csv is no text: its byte 3 is not UTF-16"),
+        ("table.csv", b"\xff\xfe\xfa", "table.csv is not text: its byte 3 is not UTF-16"),
         (
             "table.csv.gz",
             gzip.compress(bytes((1 << 20) + 1)),
@@ -225,7 +225,7 @@ def test_another_column_of_architectures(write):
 
 def test_a_table_that_is_a_pipe_without_a_writer_is_refused(tmp_path):
     os.mkfifo(tmp_path / "table.csv")
-    with pytest.raises(InputError, match=r"cannot use .*table\.csv: it is no regular file"):
+    with pytest.raises(InputError, match=r"cannot use .*table\.csv: it is not a regular file"):
         load_table(tmp_path / "table.csv")
 
 

@@ -259,11 +259,23 @@ DARTS_TEXT = darts_text(CIFAR10)
         (
             DARTS,
             DARTS_TEXT.replace("'skip_connect'", "str()"),
-            "this is no operator, number, list or range at character 103: write Genotype",
+            "this is not an operator, number, list or range at character 103: write Genotype",
         ),
-        (DARTS, DARTS_TEXT.replace("'skip_connect', 0", "'skip_connect', '0'"), "this is no pair"),
-        (DARTS, DARTS_TEXT.replace("'skip_connect', 0", "'skip_connect', True"), "is no operator"),
-        (DARTS, DARTS_TEXT.replace("('skip_connect', 0)", "'skip_connect'"), "is no pair .*, node"),
+        (
+            DARTS,
+            DARTS_TEXT.replace("'skip_connect', 0", "'skip_connect', '0'"),
+            "this is not a pair",
+        ),
+        (
+            DARTS,
+            DARTS_TEXT.replace("'skip_connect', 0", "'skip_connect', True"),
+            "is not an operator",
+        ),
+        (
+            DARTS,
+            DARTS_TEXT.replace("('skip_connect', 0)", "'skip_connect'"),
+            "is not a pair .*, node",
+        ),
         (DARTS, DARTS_TEXT.replace("Genotype", "Genome"), "there are 0 Genotype"),
         (
             DARTS,
@@ -280,23 +292,27 @@ DARTS_TEXT = darts_text(CIFAR10)
         (DARTS, DARTS_TEXT[:-1] + ", **{})", "a field is repeated or has no name at char"),
         (DARTS, DARTS_TEXT.split(", reduce=")[0] + ")", "the field reduce is missing: write"),
         (DARTS, DARTS_TEXT[:-1] + ", normal=[])", "wrong at|a field is repeated or has no"),
-        (DARTS, DARTS_TEXT.replace("range(2, 6)", "range(2, 6, 0)"), "this is no operator, number"),
+        (
+            DARTS,
+            DARTS_TEXT.replace("range(2, 6)", "range(2, 6, 0)"),
+            "this is not an operator, number",
+        ),
         (
             DARTS,
             "\n".join(DARTS_TEXT.replace("('skip_connect', 0)", "0").split(" ")),
-            "this is no pair .* at character 1 of line 9: write",
+            "this is not a pair .* at character 1 of line 9: write",
         ),
         (
             DARTS,
             DARTS_TEXT.replace("range(2, 6)", "range(1, 6)", 1),
-            r"normal_concat is another list: darts needs range\(2, 6\)$",
+            r"normal_concat differs: darts needs range\(2, 6\)$",
         ),
         (
             DARTS,
             darts_text(CIFAR10, "range(10**9)".replace("10**9", "1" + "0" * 30)),
-            "this is no operator, number, list or range at character",
+            "this is not an operator, number, list or range at character",
         ),
-        (DARTS, darts_text(CIFAR10, "[2, 3, 4]"), r"another list: darts needs range\(2, 6\)$"),
+        (DARTS, darts_text(CIFAR10, "[2, 3, 4]"), r"differs: darts needs range\(2, 6\)$"),
         (
             DARTS,
             DARTS_TEXT.replace("('skip_connect', 0), ", ""),

@@ -171,7 +171,7 @@ def test_files_of_windows_editors_are_read(scorer, tmp_path, encoding):
     ("content", "fault"),
     [
         (f"{ONE}\n\n{ONE[:-1]}\n".encode(), "list.txt, line 3: not a genotype of nas-bench-201: "),
-        (b"\xff\xff", "list.txt is no text: its byte 1 is not UTF-8; save it as UTF-8"),
+        (b"\xff\xff", "list.txt is not text: its byte 1 is not UTF-8; save it as UTF-8"),
         (b"\n", "no architecture to score"),
     ],
 )

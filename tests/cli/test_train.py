@@ -287,7 +287,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(setup, tmp_path):
         ({0: "|conv~0|+|none~0|none~1|+|none~0|none~1|none~2|"}, "'conv': choose from none, skip"),
         ({0: DARTS_GENOTYPE}, "is of darts, recipe nas-bench-201 .* use --recipe cifar10 or cifar"),
         ({0: "--resume"}, "name what to train: tenas train GENOTYPE"),
-        ({0: "nowhere"}, "'nowhere' is no genotype and no folder"),
+        ({0: "nowhere"}, "'nowhere' is neither a genotype nor a folder"),
         ({"--num-classes": "10"}, "has 3 classes, the recipe 10: use --num-classes 3"),
         ({"--batch-size": "18"}, "4 devices cannot share a batch of 18 equally"),
         ({"--recipe": "svhn"}, "unknown recipe 'svhn': choose from cifar10"),

@@ -28,8 +28,8 @@ def test_text_of_any_editor(tmp_path, encoding, name):
 @pytest.mark.parametrize(
     ("name", "content", "fault"),
     [
-        ("a", b"abc\xff", "a is no text: its byte 4 is not UTF-8; save it as UTF-8"),
-        ("a", b"\xff\xfea", "a is no text: its byte 3 is not UTF-16"),
+        ("a", b"abc\xff", "a is not text: its byte 4 is not UTF-8; save it as UTF-8"),
+        ("a", b"\xff\xfea", "a is not text: its byte 3 is not UTF-16"),
         ("a.gz", b"abc", r"a\.gz cannot be read \(Not a gzipped file .*\): compress it anew"),
         (
             "a.gz",
@@ -50,7 +50,10 @@ def test_files_that_are_no_text(tmp_path, monkeypatch, name, content, fault):
 
 def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for path, fault in ((tmp_path / "pipe", "it is no regular file"), (tmp_path, "Is a directory")):
+    for path, fault in (
+        (tmp_path / "pipe", "it is not a regular file"),
+        (tmp_path, "Is a directory"),
+    ):
         with pytest.raises(InputError, match=f"cannot use {path}: {fault}"):
             read_text(path)
     assert read_text(files.Path(os.devnull)) == ""

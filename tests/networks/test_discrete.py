@@ -251,10 +251,10 @@ def test_genotypes_are_read_from_text_and_from_work_directories(tmp_path):
 
 def test_genotypes_that_cannot_be_read(tmp_path):
     for text, message in (
-        ("nowhere", "'nowhere' is no genotype and no folder: write"),
-        ("", "'' is no genotype and no folder: write"),
-        (" ", "' ' is no genotype and no folder: write"),
-        ("x" * 300, "the text of 300 characters is no genotype and no folder: write"),
+        ("nowhere", "'nowhere' is neither a genotype nor a folder: write"),
+        ("", "'' is neither a genotype nor a folder: write"),
+        (" ", "' ' is neither a genotype nor a folder: write"),
+        ("x" * 300, "the text of 300 characters is neither a genotype nor a folder: write"),
         ("DARTS = Genotype(normal=[" + 300 * " ", "not a genotype of darts: '\\)' is missing at"),
     ):
         with pytest.raises(InputError, match=message):
