@@ -1,4 +1,4 @@
-"""What results are worth: tables of accuracies, correlations, plots."""
+"""Analysis of results: accuracy tables, correlations, plots."""
 
 import lazy_loader
 

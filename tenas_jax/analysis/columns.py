@@ -14,13 +14,13 @@ TICK_LABEL = 10.0  # matplotlib's default size
 
 
 def fit(figure: Figure, width: float) -> None:
-    """Scale a figure to a width, with everything in it; its text to no less than `SMALLEST`.
+    """Scale a figure and its contents to a width; text stays at least `SMALLEST`.
 
-    Legends have a size of their own, which is set where they are made; see `text_size`.
+    The text of legends is not scaled; set it with `text_size` when you make them.
 
     Args:
         figure: a figure at its natural size.
-        width: in inches; the height follows.
+        width: in inches; the height is scaled by the same factor.
 
     Example:
         >>> figure = Figure(figsize=(8, 4))
@@ -34,14 +34,14 @@ def fit(figure: Figure, width: float) -> None:
     for artist in figure.findobj():
         if artist not in in_legends:
             _scale(artist, scale)
-    for axes in figure.axes:  # ticks that are made when the figure is drawn
+    for axes in figure.axes:  # for the ticks created when the figure is drawn
         size = max(TICK_LABEL * scale, SMALLEST)
         axes.tick_params(labelsize=size, length=3.5 * scale, width=0.8 * scale)
     figure.set_size_inches(width, figure.get_figheight() * scale)
 
 
 def enlargement(size: float, figure: Figure, width: float | None) -> float:
-    """By how much a text is larger than it would be if it were scaled as the figure is.
+    """How much larger a text is than if it were scaled with the figure.
 
     Example:
         >>> [enlargement(8.0, Figure(figsize=(8, 4)), width) for width in (None, 6.0, 4.0)]
@@ -53,7 +53,7 @@ def enlargement(size: float, figure: Figure, width: float | None) -> float:
 
 
 def text_size(size: float, figure: Figure, width: float | None) -> float:
-    """The size that a text has in a figure that will be fitted to a width; None: it will not be.
+    """The size of a text after its figure is fitted to a width; None: it is not fitted.
 
     Example:
         >>> [text_size(8.0, Figure(figsize=(8, 4)), width) for width in (None, 6.0, 4.0)]

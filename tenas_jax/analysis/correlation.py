@@ -1,7 +1,7 @@
-"""How well scores order architectures: rank statistics against accuracy, with their uncertainty.
+"""How well scores order architectures: rank statistics with confidence intervals.
 
-Everything here takes scores of which higher is better (see `quality`): a statistic is positive
-where a metric prefers, in its own direction, what turns out more accurate.
+All scores here are such that higher is better (see `quality`), so a statistic is positive if the
+metric prefers more accurate architectures.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,22 +15,22 @@ from tenas_jax.analysis.statistics import STATISTICS, Statistic, Values, Weights
 from tenas_jax.errors import InputError
 
 RESAMPLED = 1000
-"""With more architectures than these the intervals of smooth statistics are normal."""
+"""With more architectures than this, smooth statistics get normal intervals."""
 
 
 class Score(NamedTuple):
-    """What architectures are ordered by."""
+    """The values that architectures are ordered by."""
 
     label: str
-    """Its name for people."""
+    """Name in plots and tables."""
     direction: int
-    """+1 where higher is better, -1 where lower is."""
+    """+1 if higher is better, -1 if lower is better."""
     values: Values
-    """Of each architecture; not finite where it could not be measured."""
+    """One per architecture; not finite if the measurement failed."""
 
 
 class Estimate(NamedTuple):
-    """A statistic and its interval."""
+    """A statistic and its confidence interval."""
 
     value: float
     """The statistic of all architectures; NaN where it is undefined."""
@@ -41,14 +41,14 @@ class Estimate(NamedTuple):
 
 
 def quality(values: Values, direction: int) -> Values:
-    """Values turned so that higher is better; those that are not finite are the worst.
+    """Scores for which higher is better; values that are not finite are the worst.
 
-    Whatever the metric, infinity and NaN mean that it failed to measure the architecture (a
-    singular kernel, an overflow), which is no reason to prefer it.
+    Infinity and NaN mean that a metric failed to measure the architecture (a singular kernel, an
+    overflow), which is not a reason to prefer it.
 
     Args:
         values: a metric of each architecture.
-        direction: +1 where higher is better, -1 where lower is.
+        direction: +1 if higher is better, -1 if lower is better.
 
     Returns:
         Scores, -inf where a value is not finite.
@@ -63,11 +63,11 @@ def quality(values: Values, direction: int) -> Values:
 def rank_sum(qualities: Sequence[Values]) -> Values:
     """The sum of the ranks of several metrics, as TE-NAS combines two (arXiv 2102.11535, 3.3).
 
-    Equal values share the mean of their ranks, so that every metric has the same spread however
-    many ties it has. The search, as the original code, uses dense ranks (`ranking.dense_ranks`).
+    Equal values share the mean of their ranks, so ties do not change a metric's weight in the sum.
+    The search, like the original code, uses dense ranks (`ranking.dense_ranks`).
 
     Args:
-        qualities: for each metric the scores of all architectures.
+        qualities: the scores of all architectures, for each metric.
 
     Returns:
         Scores, from the number of metrics upward.
@@ -82,13 +82,13 @@ def rank_sum(qualities: Sequence[Values]) -> Values:
 
 
 def require_percent(accuracy: Values) -> None:
-    """Refuse accuracies that look like fractions: nDCG depends on their unit.
+    """Reject accuracies that look like fractions, because nDCG depends on their unit.
 
     Args:
         accuracy: accuracies, %.
 
     Raises:
-        InputError: they are not all 0, and none is above 1.
+        InputError: none is above 1, and they are not all 0.
 
     Example:
         >>> require_percent(np.array([0.94, 0.91]))
@@ -105,12 +105,12 @@ or say that they are fractions (tenas correlate --unit fraction)
 
 
 class Resamples:
-    """Resampled architectures, the same for every score, so that intervals are comparable.
+    """Resamples of the architectures, shared by all scores, so that intervals are comparable.
 
     Args:
         size: number of architectures.
-        resamples: how many resamples.
-        seed: of the drawing.
+        resamples: number of resamples.
+        seed: seed of the random draws.
 
     Raises:
         InputError: `resamples` is not positive, `seed` is negative.
@@ -132,22 +132,23 @@ class Resamples:
     def estimate(
         self, statistic: Statistic, score: Values, accuracy: Values, *, level: float = 0.95
     ) -> Estimate:
-        """A statistic with its interval.
+        """Estimate a statistic with a confidence interval.
 
-        - A percentile interval over resamples: as many architectures, drawn with replacement.
-        - With more than 1000 architectures, where the influence of each is known, the normal
-          interval of the infinitesimal jackknife (Jaeckel 1972), which takes no resamples.
-        - For statistics of the first few, the percentiles over random halves: what comes first
-          where every other architecture is missing. No interval covers the accuracy of a first
-          place as others do: a resample with repetition has the same first place in 63 % of all
-          cases. That of halves is right for smooth statistics, whose deviation between a half and
-          the whole is that of the whole itself.
+        - By default a bootstrap percentile interval: each resample draws as many architectures
+          with replacement.
+        - With more than 1000 architectures and a known influence of each: the normal interval of
+          the infinitesimal jackknife (Jaeckel 1972), which needs no resamples.
+        - For statistics of the top architectures: percentiles over random halves of the
+          architectures, because 63 % of all bootstrap resamples have the same first place. For
+          smooth statistics this interval is correct: a half deviates from the whole as much as
+          the whole deviates from the truth. For the accuracy of a first place no interval has its
+          nominal coverage.
 
         Args:
             statistic: one of `STATISTICS`.
             score: scores, higher is better; may be infinite.
             accuracy: accuracies, %.
-            level: probability that the interval covers.
+            level: coverage probability of the interval.
 
         Example:
             >>> score = np.arange(50.0)
@@ -177,17 +178,17 @@ def correlate(
     seed: int,
     progress: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[str, Estimate]]:
-    """Every statistic of every score.
+    """Estimate every statistic of every score.
 
     Args:
-        scores: what architectures are ordered by.
+        scores: the scores by name.
         accuracy: accuracies, %.
-        resamples: of the intervals, see `Resamples`; None: without intervals, whose ends are NaN.
-        seed: of the intervals.
+        resamples: number of resamples, see `Resamples`; None: no intervals, their ends are NaN.
+        seed: seed of the resamples.
         progress: called after each statistic.
 
     Returns:
-        For each score an estimate of each of `STATISTICS`.
+        An estimate of each of `STATISTICS`, for each score.
 
     Raises:
         InputError: there are fewer than two architectures; their accuracies look like fractions;

@@ -1,9 +1,9 @@
-"""Accuracies of NAS-Bench-201 (Dong and Yang 2020): tables to look up, made from its archives.
+"""Accuracy tables of NAS-Bench-201 (Dong and Yang 2020), made from its archives.
 
-A table is a CSV file, which may be compressed (`.gz`), with a row for each architecture and at
-least the columns `arch` and an accuracy such as `cifar10_test` (%). Where it has no columns
-`params_m` and `flops_m` (millions) they are computed; where it has a column `index`, architectures
-may be given by their index, as in arch2vec.
+A table is a CSV file, optionally compressed (`.gz`), with a row for each architecture and at least
+the columns `arch` and an accuracy such as `cifar10_test` (%). The columns `params_m` and `flops_m`
+(millions) are computed if they are missing. If there is a column `index`, architectures may be
+given by their index, as in arch2vec.
 """
 
 import csv
@@ -40,19 +40,19 @@ class Architectures(NamedTuple):
     """The rows of a CSV file."""
 
     genotypes: tuple[str, ...]
-    """One NAS-Bench-201 string per row, no two the same."""
+    """One NAS-Bench-201 string per row, without duplicates."""
     lines: tuple[int, ...]
-    """Where the rows are in the file, from 1."""
+    """Line numbers of the rows, from 1."""
     columns: Mapping[str, Values]
     """Numbers, which may be infinite or NaN."""
 
 
 @dataclass(frozen=True, eq=False)
 class AccuracyTable:
-    """What NAS-Bench-201 architectures achieve when they are trained, and what they cost.
+    """Accuracy and cost of trained NAS-Bench-201 architectures.
 
     Args:
-        genotypes: NAS-Bench-201 strings, no two the same; all 15,625 or some.
+        genotypes: NAS-Bench-201 strings without duplicates; all 15,625 or some.
         accuracies: of each, %.
         parameters: of each, millions.
         flops: of each, millions per image.
@@ -84,7 +84,7 @@ class AccuracyTable:
         return canonical(genotype) in self._rows
 
     def row(self, genotype: str) -> int:
-        """Where an architecture is in the table.
+        """The row of an architecture.
 
         Args:
             genotype: a NAS-Bench-201 string.
@@ -93,7 +93,7 @@ class AccuracyTable:
             Index into the arrays.
 
         Raises:
-            InputError: the text is no genotype of NAS-Bench-201, or the table does not have it.
+            InputError: the text is not a genotype of NAS-Bench-201, or not in the table.
         """
         text = canonical(genotype)
         if text not in self._rows:
@@ -104,13 +104,13 @@ class AccuracyTable:
         return self._rows[text]
 
     def named(self, text: str) -> str:
-        """The genotype that a text stands for.
+        """The genotype that a text denotes.
 
         Args:
             text: a NAS-Bench-201 string, or the index of an architecture.
 
         Returns:
-            Its one spelling.
+            The genotype in canonical spelling.
 
         Raises:
             InputError: it is neither, or the table does not have the index.
@@ -131,23 +131,23 @@ class AccuracyTable:
         return float(self.accuracies[self.row(genotype)])
 
     def rank(self, genotype: str) -> int:
-        """One more than the number of more accurate architectures; for errors see `row`."""
+        """Rank by accuracy, from 1; for errors see `row`."""
         return 1 + int(np.sum(self.accuracies > self.accuracy(genotype)))
 
     def regret(self, genotype: str) -> float:
-        """How much more accurate the best of the table is, points of %; for errors see `row`."""
+        """Difference to the best accuracy of the table, in points of %; for errors see `row`."""
         return float(self.accuracies.max()) - self.accuracy(genotype)
 
 
 def describe(table: AccuracyTable, genotype: str) -> str:
-    """What a table says about an architecture, as a line.
+    """Describe an architecture's accuracy, rank and regret in one line.
 
     Args:
         table: accuracies.
         genotype: a NAS-Bench-201 string.
 
     Raises:
-        InputError: the text is no genotype of NAS-Bench-201, or the table does not have it.
+        InputError: the text is not a genotype of NAS-Bench-201, or not in the table.
 
     Example:
         >>> none = "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|"
@@ -161,15 +161,15 @@ def describe(table: AccuracyTable, genotype: str) -> str:
     )
 
 
-@lru_cache(maxsize=1 << 16)  # tables and scores have the same ones
+@lru_cache(maxsize=1 << 16)  # tables and scores contain the same architectures
 def canonical(genotype: str) -> str:
-    """The one spelling of an architecture, by which tables and scores are matched.
+    """The canonical spelling of an architecture, which matches scores to tables.
 
     Args:
-        genotype: a NAS-Bench-201 string, the inputs of a node in any order.
+        genotype: a NAS-Bench-201 string, with the inputs of a node in any order.
 
     Raises:
-        InputError: the text is no genotype of NAS-Bench-201.
+        InputError: the text is not a genotype of NAS-Bench-201.
 
     Example:
         >>> canonical("|none~0|+|none~1|skip_connect~0|+|none~0|none~1|none~2|")
@@ -185,16 +185,16 @@ def load_table(
 
     Args:
         path: a CSV file, compressed if its name ends in `.gz`.
-        column: the accuracy to take.
+        column: the column of the accuracy.
         key: the column of the architectures.
-        unit: of the accuracies.
+        unit: unit of the accuracies.
 
     Returns:
         The table.
 
     Raises:
-        InputError: the file cannot be read, lacks a column or has no rows, has an architecture
-            twice or of another space, or an accuracy that is not of this unit.
+        InputError: the file cannot be read, lacks a column or has no rows; an architecture is
+            duplicated or of another space; or an accuracy is not in this unit.
     """
     rows = read_architectures(path, key, [column], optional=("params_m", "flops_m", "index"))
     accuracies = rows.columns[column]
@@ -226,16 +226,17 @@ def read_architectures(
     Args:
         path: the file, compressed if its name ends in `.gz`.
         key: the column of the genotypes.
-        columns: those of numbers to read.
-        optional: those to read if they are there; None: all the others, if `columns` is empty.
-        named: the genotype that a text in the column `key` stands for.
+        columns: columns of numbers to read.
+        optional: columns to read if they exist; None: all others, if `columns` is empty.
+        named: maps a text in the column `key` to its genotype.
 
     Returns:
-        Genotypes in their one spelling, line numbers, numbers.
+        Genotypes in canonical spelling, line numbers, numbers.
 
     Raises:
-        InputError: the file cannot be read or is no CSV file, a column is missing or there twice,
-            there are no rows, a genotype is no genotype or there twice, a number is no number.
+        InputError: the file cannot be read or is not a CSV file; a column is missing or
+            duplicated; there are no rows; a genotype or a number is invalid; or a genotype is
+            duplicated.
     """
     header, rows = _read_csv(path)
     wanted = (() if columns else header) if optional is None else optional
@@ -274,22 +275,22 @@ def convert(
 ) -> int:
     """Make an accuracy table from an official archive of NAS-Bench-201.
 
-    Accuracies are test accuracies after 200 epochs, the mean over all seeds there are. Archives
-    are Python pickles, which can run any program as they are read: use only the official ones.
-    Reading an archive that is a single file takes a multiple of its size of memory.
+    Accuracies are test accuracies after 200 epochs, averaged over all available seeds. Archives
+    are Python pickles, which can run arbitrary code when they are read: use only the official
+    ones. Reading an archive that is a single file needs several times its size in memory.
 
     Args:
         source: `NATS-tss-v1_0-*.pickle.pbz2`, the folder `NATS-tss-v1_0-*-simple`, or
             `NAS-Bench-201-v1_*.pth`, which needs PyTorch.
         target: the table; compressed if its name ends in `.gz`.
-        progress: called with the numbers of architectures done and in all.
+        progress: called with the numbers of architectures done and in total.
 
     Returns:
         The number of architectures.
 
     Raises:
-        InputError: the source is no such archive, the target exists or cannot be written, or a
-            package is missing.
+        InputError: the source is not such an archive, the target exists or cannot be written, or
+            a package is missing.
     """
     with file_errors(source):
         source.stat()
@@ -351,7 +352,7 @@ def _open_archive(source: Path) -> tuple[Sequence[str], Callable[[int], Any]]:
             "archives are read by the package nats-bench: pip install 'tenas_jax[nasbench]'"
         ) from None
     if source.is_dir():
-        # One file for each architecture: they never need to be in memory together.
+        # One file per architecture, so they are never all in memory.
         genotypes = pickle_load(source / "meta.pickle.pbz2")["meta_archs"]
         return genotypes, lambda index: ArchResults.create_from_state_dict(
             pickle_load(source / f"{index:06d}.pickle.pbz2")["200"]
@@ -384,7 +385,7 @@ def _archive_errors(source: Path) -> Iterator[None]:
         yield
     except InputError:
         raise
-    # What reading another file as an archive, or looking up what it lacks, may raise.
+    # Errors of reading a file that is not an archive, or of looking up missing entries.
     except (
         AttributeError, EOFError, ImportError, LookupError, OSError, pickle.UnpicklingError,
         RuntimeError, TypeError, ValueError,

@@ -1,7 +1,7 @@
-"""What a finished search looks like: three plots and a console summary, made from the result alone.
+"""Three plots and a console summary of a finished search, made from its result.
 
-The plots use matplotlib's objects and not pyplot, unless a caller hands in its `figure`: they touch
-no global state and need no display.
+Unless a caller passes pyplot's `figure`, the plots use matplotlib's objects directly: they touch no
+global state and need no display.
 """
 
 import math
@@ -32,7 +32,7 @@ from tenas_jax.host.files import whole_file
 Rounds = Sequence[Mapping[str, Any]]
 NewFigure = Callable[..., Figure]
 
-KEPT, EXCLUDED = -1, -2  # stand beside the round numbers 0, 1, ... in `_pruning_rounds`
+KEPT, EXCLUDED = -1, -2  # special values beside the round numbers 0, 1, ... of `_pruning_rounds`
 KEPT_COLOR, EXCLUDED_COLOR, ARROW_COLOR = "#e08214", "#eeeeee", "#888888"
 ROUND_COLORS = matplotlib.colormaps["Blues"]
 OP_COLORS = matplotlib.color_sequences["Dark2"]
@@ -54,18 +54,18 @@ def write_plots(
     kind: str = "png",
     width: float | None = None,
 ) -> None:
-    """Write `trajectory.png`, `pruning.png` and `cell.png`, each complete or not at all.
+    """Write `trajectory.png`, `pruning.png` and `cell.png`, each atomically.
 
-    A search without rounds of pruning has `cell.png` alone.
+    A search without pruning rounds has only `cell.png`.
 
     Args:
         result: content of `result.json`.
         space: the space that was searched.
         final_mask: the operators the search kept.
-        folder: an existing one; files of these names in it are replaced.
+        folder: an existing folder; existing plots in it are replaced.
         kind: format and suffix: `png`, `pdf` or `svg`.
-        width: of each figure, in inches; the map of pruning is then a figure for each type of cell,
-            and leaves out standard errors that do not fit. None: as wide as they need.
+        width: width of each figure, in inches. The pruning map is then one figure per cell type,
+            and leaves out standard errors that do not fit. None: the natural widths.
 
     Raises:
         InputError: the files cannot be written.
@@ -86,24 +86,24 @@ def write_plots(
 
 
 def write_architecture(space: SearchSpace, mask: Mask, path: Path) -> None:
-    """Draw an architecture, completely or not at all.
+    """Write a drawing of an architecture, atomically.
 
     Args:
         space: the search space.
         mask: operators kept.
-        path: the file, which is replaced if it exists; its name says in which format.
+        path: the file, which is replaced if it exists; its suffix selects the format.
 
     Raises:
-        InputError: there is no such format, or the file cannot be written.
+        InputError: the format is unknown, or the file cannot be written.
     """
     _save(draw_architecture(space, mask), path)
 
 
 def drawing_format(path: Path) -> str:
-    """The format of a drawing, by the name of its file.
+    """The format of a drawing, from the suffix of its file.
 
     Raises:
-        InputError: the name has another ending.
+        InputError: the suffix is another.
 
     Example:
         >>> drawing_format(Path("cell.PDF"))
@@ -132,15 +132,15 @@ def trajectory(
     *,
     width: float | None = None,
 ) -> Figure:
-    """The supernet before each round, by its two metrics (arXiv 2102.11535, Figure 5).
+    """Plot two metrics of the supernet before each round (arXiv 2102.11535, Figure 5).
 
-    Condition number against linear regions where both were measured, otherwise the first metric
-    against the second, or against the round. The last point is what was found. Bars are standard
-    errors.
+    Condition number against linear regions if both were measured; otherwise the first metric
+    against the second, or against the round. The last point is the found architecture. Bars are
+    standard errors.
 
     Args:
         rounds: of a finished search.
-        found: the measurement of what it found; None: it was not measured.
+        found: the measurement of the found architecture; None: it was not measured.
         figure: makes the figure.
         width: of the figure, in inches; None: its natural one.
     """
@@ -165,7 +165,7 @@ def trajectory(
     drawn = figure(figsize=(7, 5))
     last = "" if found is None else ", then what was found"
     drawn.suptitle(f"The supernet before each pruning round{last}")
-    # Fixed, not laid out automatically: labels are placed in it before the figure is drawn.
+    # A fixed layout, because labels are placed before the figure is drawn.
     axes = drawn.add_axes((0.13, 0.12, 0.83, 0.74))
     axes.set(xlim=(left - margin, right + margin), ylim=(bottom, top))
     axes.set(ylabel=AXIS_LABELS.get(vertical, vertical))
@@ -249,9 +249,9 @@ def _label_offsets(
     low: Float[np.ndarray, "2"],
     high: Float[np.ndarray, "2"],
 ) -> list[Float[np.ndarray, "2"]]:
-    """Offsets of labels from points: between corners, clear of the path and of earlier labels.
+    """Offsets of labels from points, clear of the path, of error bars and of earlier labels.
 
-    They are clear of error bars, too, whose ends `bars` are.
+    `bars` are the ends of the error bars.
     """
     enough = 11  # typographic points, about the size of a label
     angles = np.linspace(0, 2 * np.pi, 16, endpoint=False)
@@ -269,7 +269,7 @@ def _label_offsets(
         places = point + choices
         clearance = np.linalg.norm(places[:, np.newaxis] - occupied, axis=-1).min(axis=1)
         fits = ((places > low + enough) & (places < high - enough)).all(axis=1)
-        # The nearest place with enough clearance, else the one with most.
+        # The nearest place with enough clearance, otherwise the one with the most.
         best = int(np.where(fits, np.minimum(clearance, enough), -1).argmax())
         occupied = np.concatenate([occupied, places[best : best + 1]])
         offsets.append(choices[best])
@@ -285,18 +285,18 @@ def pruning_map(
     width: float | None = None,
     cells: Sequence[int] | None = None,
 ) -> Figure:
-    """A map of edges and operators: when each was pruned, and what its removal did to the metrics.
+    """A map of edges and operators: when each was pruned, and how that changed the metrics.
 
     The differences are those of the last round in which the operator was a candidate.
 
     Args:
-        rounds: of a finished search.
+        rounds: the rounds of a finished search.
         space: the space that was searched.
         final_mask: the operators the search kept.
         figure: makes the figure.
-        width: of the figure, in inches, where standard errors are left out if they do not fit;
-            None: as wide as it needs.
-        cells: the types of cells that are shown, by number; None: all.
+        width: width of the figure, in inches; standard errors are left out if they do not fit.
+            None: its natural width.
+        cells: indices of the cell types to show; None: all.
     """
     when = _pruning_rounds(rounds, space, final_mask)
     shade = 0.2 + 0.7 * np.maximum(when, 0) / max(when.max(), 1)
@@ -314,7 +314,7 @@ def pruning_map(
     size = len(cells) * (1.4 + max(0.95, 0.066 * longest) * ops), 2.6 + (0.12 + height) * edges
     drawn = figure(figsize=size, layout="constrained")
     enlarged = enlargement(CHANGE, drawn, width)
-    if enlarged > 1:  # higher rows
+    if enlarged > 1:  # taller rows
         changes = {key: [line.partition("±")[0] for line in changes[key]] for key in changes}
         drawn.set_figheight(size[1] * enlarged)
     spread = any("±" in line for lines in changes.values() for line in lines)
@@ -362,7 +362,7 @@ def pruning_map(
 
 
 def _last_changes(rounds: Rounds, space: SearchSpace) -> dict[tuple[int, int, int], list[str]]:
-    """For each (cell, edge, op) a line per metric: its difference and the standard error."""
+    """A line per metric for each (cell, edge, op): its difference and standard error."""
     lines = {}
     for entry in rounds:
         for candidate in entry["candidates"]:
@@ -378,7 +378,7 @@ def _last_changes(rounds: Rounds, space: SearchSpace) -> dict[tuple[int, int, in
 def _pruning_rounds(
     rounds: Rounds, space: SearchSpace, final_mask: Mask
 ) -> Int[np.ndarray, "cell edge op"]:
-    """The round that pruned each operator, else `KEPT`, or `EXCLUDED` where it never took part."""
+    """The round that pruned each operator; or `KEPT`, or `EXCLUDED` if it never took part."""
     when = np.where(final_mask, KEPT, EXCLUDED)
     for entry in rounds:
         for pruned in entry["pruned"]:
@@ -389,13 +389,13 @@ def _pruning_rounds(
 def draw_architecture(
     space: SearchSpace, mask: Mask, figure: NewFigure = Figure, *, width: float | None = None
 ) -> Figure:
-    """An architecture: its cells as graphs, or its choices as rows.
+    """Draw an architecture: cells as graphs, choices as rows.
 
     Args:
         space: the search space.
         mask: operators kept.
         figure: makes the figure.
-        width: of the figure, in inches; None: its natural one.
+        width: width of the figure, in inches; None: its natural width.
     """
     if not isinstance(space, CellSpace):
         drawn = _choices(space, mask, figure)
@@ -409,7 +409,7 @@ def draw_architecture(
 
 
 def _choices(space: SearchSpace, mask: Mask, figure: NewFigure) -> Figure:
-    """The choices as rows from above, the options of each side by side, the kept one in color."""
+    """One row per choice with its options side by side; the kept option is in color."""
     _, edges, ops = space.shape
     drawn = figure(figsize=(1.6 + 1.2 * ops, 0.5 + 0.45 * edges), layout="constrained")
     axes = drawn.subplots()
@@ -429,7 +429,7 @@ def _choices(space: SearchSpace, mask: Mask, figure: NewFigure) -> Figure:
 
 
 class CellStyle(NamedTuple):
-    """How much room the operators of a cell have."""
+    """Spacing of the operators in a drawn cell."""
 
     steepness: float
     """Height of arcs, relative to their span."""
@@ -461,14 +461,14 @@ def _cells(space: CellSpace, mask: Mask, figure: NewFigure, style: CellStyle) ->
 
 
 def _output_node(space: CellSpace) -> int:
-    """The last node drawn: the last of the space, or one more that concatenates."""
+    """The last node drawn: the last of the space, or an extra one for the concatenation."""
     return space.num_nodes - (not space.concatenate)
 
 
 def _draw_cell(
     axes: Axes, space: CellSpace, mask: Bool[np.ndarray, "edge op"], style: CellStyle
 ) -> None:
-    """Draw the nodes, an arrow per operator, and the concatenation where the space has one."""
+    """Draw the nodes, an arrow per operator, and the concatenation if the space has one."""
     output = _output_node(space)
     circles = [Circle((node, 0), NODE_RADIUS, fill=False) for node in range(output + 1)]
     caption = "cell k-{}" if style.breaks else "input (cell k-{})"
@@ -478,7 +478,7 @@ def _draw_cell(
     for node, circle in enumerate(circles):
         axes.add_patch(circle)
         _text(axes, float(node), 0.0, str(node) if node < space.num_nodes else "out")
-        side = 1 if node == space.num_nodes else -1  # where there are no arrows
+        side = 1 if node == space.num_nodes else -1  # the side without arrows
         _text(axes, float(node), side * (NODE_RADIUS + 0.06), captions.get(node, ""))
     for edge, op in np.argwhere(mask):
         source, target = space.edges[edge]
@@ -496,18 +496,18 @@ def _draw_cell(
 
 
 def _text(axes: Axes, x: float, y: float, text: str, color: Any = "black") -> None:
-    """Small text on a white ground, which interrupts an arrow behind it."""
+    """Small text on a white background, which covers an arrow behind it."""
     ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}
     axes.text(x, y, text, color=color, fontsize=OPERATOR, bbox=ground, **CENTERED)
 
 
 def _arc_height(span: int, steepness: float = WIDE.steepness) -> float:
-    """Height of the apex; it outgrows the span, so that arrows leave at different angles."""
+    """Height of the apex; it grows faster than the span, so that arrows leave at other angles."""
     return steepness * (math.pow(span, 1.5) - 1)
 
 
 def _arc(source: Circle, target: Circle, height: float, color: Any) -> FancyArrowPatch:
-    """An arrow along a parabola between two nodes, whose apex is `height` above them."""
+    """An arrow between two nodes, along a parabola whose apex is `height` above them."""
     (start, _), (end, _) = source.center, target.center
     curve = f"arc3,rad={-2 * height / (end - start)}"
     nodes = {"patchA": source, "patchB": target}
@@ -520,13 +520,13 @@ def _arrow(start: Any, end: Any, color: Any, **style: Any) -> FancyArrowPatch:
 
 
 def summary(result: Mapping[str, Any]) -> RenderableType:
-    """The result of a search for the console: counts, times, metrics; not the genotype.
+    """A console summary of a search: counts, times and metrics, without the genotype.
 
     Args:
         result: content of `result.json`.
 
     Returns:
-        Something for `rich.print`.
+        A renderable for `rich.print`.
 
     Example:
         >>> from rich.console import Console
@@ -569,7 +569,7 @@ def summary(result: Mapping[str, Any]) -> RenderableType:
 
 
 def with_error(measured: Mapping[str, Any], metric: str) -> str:
-    """A metric of a round or of what was found, with its standard error where there is one.
+    """A metric of a round or of the found architecture, with its standard error if known.
 
     Example:
         >>> with_error({"metrics": {"kappa": 1234.5}, "standard_errors": {"kappa": 56.78}}, "kappa")

@@ -1,4 +1,4 @@
-"""What searches and scores return: to look at, to plot, to save."""
+"""The results of searches and scores: display, plot, save."""
 
 import base64
 import csv
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
-        content: what `result.json` holds.
+        content: the content of `result.json`.
         space: the space that was searched.
-        num_classes: of the data.
+        num_classes: number of classes of the data.
     """
 
     content: Mapping[str, Any]
@@ -60,41 +60,40 @@ class SearchResult:
 
     @property
     def rounds(self) -> list[dict[str, Any]]:
-        """For each round of pruning its supernet's metrics and their standard errors, its
-        candidates, what was pruned."""
+        """The pruning rounds: the supernet's metrics, the candidates, and the pruned operators."""
         rounds: list[dict[str, Any]] = self.content["rounds"]
         return rounds
 
     @property
     def evaluations(self) -> int:
-        """How many candidates or architectures were measured, each in several repeats."""
+        """Number of candidates or architectures measured, each with several repeats."""
         return int(self.content["evaluations"])
 
     @property
     def nonfinite(self) -> int:
-        """How many measurements were not finite."""
+        """Number of measurements that were not finite."""
         return int(self.content["nonfinite"])
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds in `total`, of them those to `compile` and to `measure`."""
+        """Seconds in `total`, and the parts spent in `compile` and `measure`."""
         return dict(self.content["seconds"])
 
     def network(self, **options: Any) -> Any:
-        """The Flax module of the architecture, to be trained.
+        """The trainable Flax module of the architecture.
 
         Args:
             **options: its size, such as `channels` and `cells`; see `SearchSpace.network`.
-                `num_classes` defaults to that of the search.
+                `num_classes` defaults to the search's.
         """
         return self.space.network(self.mask, **{"num_classes": self.num_classes, **options})
 
     def to_dict(self) -> dict[str, list[Any]]:
-        """The candidates of all rounds as columns, which `pandas.DataFrame` takes as it is.
+        """The candidates of all rounds as columns, ready for `pandas.DataFrame`.
 
         Returns:
-            `round`, `cell`, `edge`, `op`, `repeats`, `importance`, `pruned`, and for each metric
-            its difference and its standard error (`kappa`, `kappa_error`).
+            `round`, `cell`, `edge`, `op`, `repeats`, `importance`, `pruned`; and for each metric
+            the difference and its standard error (`kappa`, `kappa_error`).
         """
         rows = []
         for entry in self.rounds:
@@ -130,7 +129,7 @@ class SearchResult:
         return figure.axes[0]
 
     def plot_pruning(self) -> "list[Axes]":
-        """Plot when each operator was pruned; axes for each type of cell.
+        """Plot when each operator was pruned; one axes per cell type.
 
         Raises:
             InputError: there were no rounds.
@@ -141,7 +140,7 @@ class SearchResult:
         return list(report.pruning_map(rounds, self.space, self.mask, _pyplot()).axes)
 
     def plot_cell(self) -> "list[Axes]":
-        """Draw the architecture; axes for each type of cell."""
+        """Draw the architecture; one axes per cell type."""
         from tenas_jax.analysis import report
 
         return list(report.draw_architecture(self.space, self.mask, _pyplot()).axes)
@@ -150,7 +149,7 @@ class SearchResult:
         """Write `result.json` and the plots.
 
         Args:
-            folder: made if there is none; files of these names in it are replaced.
+            folder: created if it does not exist; existing files of these names are replaced.
 
         Raises:
             InputError: it cannot be written.
@@ -204,7 +203,7 @@ class ScoreTable:
     Attributes:
         genotypes: the architectures, in the notation of the space.
         metrics: the metrics, in the order of the columns of `values`.
-        values: a row for each architecture, means over the repeats.
+        values: means over the repeats, one row per architecture.
 
     Example:
         >>> from tenas_jax.metrics.registry import KAPPA
@@ -228,7 +227,7 @@ class ScoreTable:
         return column
 
     def best(self, metric: str) -> str:
-        """The architecture that is best by a metric; values that are not numbers are the worst."""
+        """The best architecture by a metric; NaN is the worst value."""
         column = self[metric]
         (direction,) = [each.direction for each in self.metrics if each.name == metric]
         return self.genotypes[
@@ -236,7 +235,7 @@ class ScoreTable:
         ]
 
     def to_dict(self) -> dict[str, list[Any]]:
-        """The columns `genotype` and one for each metric, as `pandas.DataFrame` takes them."""
+        """The columns `genotype` and one for each metric, ready for `pandas.DataFrame`."""
         columns: dict[str, list[Any]] = {"genotype": list(self.genotypes)}
         for metric in self.metrics:
             columns[metric.name] = self[metric.name].tolist()
@@ -268,7 +267,7 @@ class ScoreTable:
 
 
 def _pyplot() -> Any:
-    """Makes figures that a notebook shows."""
+    """Create figures that a notebook displays."""
     import matplotlib.pyplot as plt
 
     return plt.figure

@@ -1,4 +1,4 @@
-"""A score against accuracy, on a scale that shows the best."""
+"""Scatter plots of score against accuracy, on a scale that spreads out the best."""
 
 from collections.abc import Callable
 
@@ -14,11 +14,11 @@ from tenas_jax.analysis.correlation import Score
 from tenas_jax.analysis.statistics import Values
 
 Array = Float[np.ndarray, "*shape"]
-STEPS = (50.0, 20.0, 10.0, 5.0, 2.0, 1.0, 0.5, 0.2, 0.1)  # of ticks, %
-MARGIN, APART = 0.04, 0.06  # of the height of the axis
-MANY = 3000  # dots, which are smaller then
-WIDTH, WIDE = 6.4, 5.0  # inches: of figures, and from which letters are larger
-HEIGHT = 0.78  # of the width
+STEPS = (50.0, 20.0, 10.0, 5.0, 2.0, 1.0, 0.5, 0.2, 0.1)  # between ticks, %
+MARGIN, APART = 0.04, 0.06  # as fractions of the axis height
+MANY = 3000  # number of dots from which they are drawn smaller
+WIDTH, WIDE = 6.4, 5.0  # inches: default width, and the width from which text is larger
+HEIGHT = 0.78  # as a fraction of the width
 
 
 def scatter(
@@ -31,18 +31,18 @@ def scatter(
     log: bool,
     width: float = WIDTH,
 ) -> Figure:
-    """A score against accuracy (arXiv 2102.11535, Figures 1, 3 and 9).
+    """Plot a score against accuracy (arXiv 2102.11535, Figures 1, 3 and 9).
 
     Half of the architectures are in the upper half of the plot, see `stretch`.
 
     Args:
-        score: of each architecture.
-        accuracy: of each, %.
-        alive: which have no dead operators.
-        title: of the plot.
+        score: the score of each architecture.
+        accuracy: the accuracy of each architecture, %.
+        alive: which architectures have no dead operators.
+        title: title of the plot.
         column: name of the accuracy.
-        log: whether the axis of the score is logarithmic.
-        width: of the figure, inches; letters do not shrink as it does.
+        log: whether the score axis is logarithmic.
+        width: width of the figure, inches; text does not shrink with it.
     """
     with matplotlib.rc_context({"font.size": 10 if width >= WIDE else 7}):
         figure = Figure(figsize=(width, HEIGHT * width), layout="constrained")
@@ -63,7 +63,7 @@ def scatter(
 
 
 def _plain(text: str) -> str:
-    """A text in which matplotlib finds no formula."""
+    """Escape a text so that matplotlib does not read it as a formula."""
     return text.replace("$", r"\$")
 
 
@@ -76,7 +76,7 @@ def _draw(
     size: float,
     log: bool,
 ) -> None:
-    """The dots, and the axis of accuracies."""
+    """Draw the dots and the accuracy axis."""
     axes.grid(alpha=0.3)
     finite = np.isfinite(score.values)
     if log:
@@ -85,10 +85,10 @@ def _draw(
     for label, (chosen, color, order) in pools.items():
         points = score.values[finite & chosen], accuracy[finite & chosen]
         dots = axes.scatter(*points, s=size, linewidths=0, alpha=0.6, label=label)
-        # As paths, many make a file that is slow to show.
+        # Rasterized, because many paths make a file slow to display.
         dots.set(color=color, zorder=order, rasterized=len(accuracy) > MANY)
     if not finite.all():
-        # At the edge of the worst values, in fractions of the width of the axes.
+        # At the edge of the worst values, as a fraction of the width of the axes.
         edge = np.full(np.sum(~finite), 0.0 if score.direction > 0 else 1.0)
         label = f"not finite: {len(edge)}"
         along = axes.get_yaxis_transform()
@@ -107,13 +107,13 @@ def _draw(
 
 
 def stretch(accuracy: Values) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
-    """A scale of accuracies with the median in its middle, and the inverse.
+    """A scale of accuracies centered on the median, and its inverse.
 
-    `-log(best + c - accuracy)`: equal lengths are equal factors of what is missing to the best,
-    plus c. It is linear where the median is no nearer to the best than to the worst.
+    The scale is `-log(best + c - accuracy)`: equal lengths are equal factors of the gap to the
+    best, plus c. It is linear if the median is not closer to the best than to the worst.
 
     Args:
-        accuracy: those to show, not all the same.
+        accuracy: the accuracies to show, not all equal.
 
     Example:
         >>> accuracy = np.array([10.0, 90.0, 94.0])
@@ -126,7 +126,7 @@ def stretch(accuracy: Values) -> tuple[Callable[[Array], Array], Callable[[Array
     above, whole = best - np.median(accuracy), np.ptp(accuracy)
     if whole <= 2 * above:
         return (lambda a: a), (lambda a: a)
-    # Half of the architectures may be about as good as the best.
+    # Up to half of the architectures may be about as good as the best.
     c = max(above**2 / (whole - 2 * above), 1e-3 * whole)
     return (
         lambda a: -np.log(np.maximum(best + c - a, 1e-9 * c)),
@@ -135,11 +135,11 @@ def stretch(accuracy: Values) -> tuple[Callable[[Array], Array], Callable[[Array
 
 
 def ticks(forward: Callable[[Array], Array], accuracy: Values) -> Float[np.ndarray, " tick"]:
-    """Round accuracies for an axis, the roundest first, where there is room.
+    """Round numbers for the ticks of an accuracy axis, the roundest first, without crowding.
 
     Args:
         forward: the scale.
-        accuracy: what is shown.
+        accuracy: the accuracies shown.
 
     Example:
         >>> ticks(lambda a: a, np.array([10.0, 94.0])).tolist()

@@ -1,7 +1,7 @@
-"""Statistics of how scores order architectures, of all of them and of resamples.
+"""Rank statistics of scores against accuracies, over all architectures and over resamples.
 
-Scores are such that higher is better, and may be infinite. A resample is a row of weights: how
-often each architecture is in it. All resamples are computed at once, from one sorting.
+Higher scores are better; scores may be infinite. A resample is a row of weights: how often it
+contains each architecture. All resamples are computed at once, with a single sort.
 """
 
 from collections.abc import Callable
@@ -24,11 +24,11 @@ class Statistic:
     """A statistic of scores and accuracies.
 
     Args:
-        resampled: the statistic of each resample, of `(score, accuracy, weights)`.
-        influence: of each architecture on the statistic, of `(score, accuracy)`: the derivative by
-            its weight, n times; None: there is none, or it tells nothing.
-        halves: whether its intervals are over halves instead of resamples with repetition: for
-            what depends on few architectures, which are repeated or missing in these.
+        resampled: a function of `(score, accuracy, weights)`: the statistic of each resample.
+        influence: a function of `(score, accuracy)`: for each architecture n times the derivative
+            of the statistic by its weight. None: undefined or not informative.
+        halves: whether intervals come from random halves instead of the bootstrap. This is for
+            statistics of few architectures, which bootstrap resamples repeat or miss.
 
     Example:
         >>> spearman(np.array([1.0, 2.0, 3.0]), np.array([10.0, 30.0, 20.0]))
@@ -45,12 +45,12 @@ class Statistic:
 
 
 def taus(score: Values, accuracy: Values, weights: Weights) -> PerResample:
-    """Kendall's tau-b: concordant minus discordant pairs, relative to those without a tie.
+    """Kendall's tau-b: concordant minus discordant pairs, relative to the pairs without a tie.
 
     Args:
         score: scores.
         accuracy: accuracies.
-        weights: of each resample.
+        weights: weights of each resample.
 
     Returns:
         Between -1 and 1; NaN if either is constant.
@@ -65,7 +65,7 @@ def taus(score: Values, accuracy: Values, weights: Weights) -> PerResample:
 
 
 def tau_influence(score: Values, accuracy: Values) -> Values:
-    """The influence of each architecture on tau-b, by the pairs that it is in."""
+    """The influence of each architecture on tau-b, through the pairs that contain it."""
     n = len(score)
     signed = (
         _both_smaller(score, accuracy)
@@ -82,12 +82,12 @@ def tau_influence(score: Values, accuracy: Values) -> Values:
 
 
 def rhos(score: Values, accuracy: Values, weights: Weights) -> PerResample:
-    """Spearman's rho: Pearson's correlation of the ranks, where equal values share their mean rank.
+    """Spearman's rho: Pearson's correlation of the ranks; equal values share their mean rank.
 
     Args:
         score: scores.
         accuracy: accuracies.
-        weights: of each resample.
+        weights: weights of each resample.
 
     Returns:
         Between -1 and 1; NaN if either is constant.
@@ -103,11 +103,11 @@ def rhos(score: Values, accuracy: Values, weights: Weights) -> PerResample:
 
 
 def rho_influence(score: Values, accuracy: Values) -> Values:
-    """The influence of each architecture on rho: by its own ranks, and as it moves those of others.
+    """The influence of each architecture on rho, through its own rank and those of the others.
 
-    Ranks are F(x) = sum_j w_j [x_j < x] + [x_j = x] / 2, so that with centered ranks the derivative
-    of sum_i w_i F_i G_i by w_j is F_j G_j + sum_i [x_j < x_i] G_i + sum_i [y_j < y_i] F_i, where
-    pairs that are tied count half.
+    Ranks are F(x) = sum_j w_j [x_j < x] + [x_j = x] / 2. With centered ranks, the derivative of
+    sum_i w_i F_i G_i by w_j is F_j G_j + sum_i [x_j < x_i] G_i + sum_i [y_j < y_i] F_i, where
+    tied pairs count half.
     """
     one = np.ones((1, len(score)))
     x, y = (_centered_ranks(values, one)[0] for values in (score, accuracy))
@@ -124,17 +124,17 @@ def rho_influence(score: Values, accuracy: Values) -> Values:
 
 
 def ndcgs(score: Values, accuracy: Values, weights: Weights) -> PerResample:
-    """Normalized discounted cumulative gain of the first 1000: whether the best are ranked on top.
+    """Normalized discounted cumulative gain of the top 1000: whether the best rank first.
 
-    DCG = sum_i (2^a_i - 1) / log2(1 + i) over the first 1000 architectures in the order of their
-    scores, where a_i is the accuracy in percent: a point of accuracy doubles the gain. Relative to
-    the DCG in the order of the accuracies (Järvelin and Kekäläinen 2002; the gain is that of
-    Burges et al. 2005). Architectures of equal score share the mean of their gains.
+    DCG = sum_i (2^a_i - 1) / log2(1 + i) over the top 1000 architectures by score, where a_i is the
+    accuracy in percent: one point of accuracy doubles the gain. It is divided by the DCG of the
+    order by accuracy (Järvelin and Kekäläinen 2002; gain of Burges et al. 2005). Architectures of
+    equal score share the mean of their gains.
 
     Args:
         score: scores.
         accuracy: accuracies, %.
-        weights: of each resample.
+        weights: weights of each resample.
 
     Returns:
         Between 0 and 1; NaN if every accuracy is 0.
@@ -155,12 +155,12 @@ def ndcgs(score: Values, accuracy: Values, weights: Weights) -> PerResample:
 
 
 def means_of_first(count: int) -> Resampled:
-    """The mean accuracy of the first `count` architectures, of all if there are fewer.
+    """The mean accuracy of the top `count` architectures, or of all if there are fewer.
 
-    Where a tie leaves open which are the first, it is the mean over all that may be.
+    Tied scores are averaged over all possible orders.
 
     Args:
-        count: how many.
+        count: number of architectures.
 
     Returns:
         A function of scores, accuracies and weights.
@@ -180,12 +180,13 @@ def means_of_first(count: int) -> Resampled:
 
 
 def precisions(share: float) -> Resampled:
-    """Of the first of the architectures the share that is also among as many most accurate ones.
+    """Precision at a share: the part of the top architectures that is also most accurate.
 
-    A random order has a precision of `share`. Ties count as in `means_of_first`.
+    Both sets have the same size. A random order has a precision of `share`. Ties count as in
+    `means_of_first`.
 
     Args:
-        share: of the architectures that are the first, rounded up.
+        share: size of both sets relative to all architectures; the number is rounded up.
 
     Returns:
         A function of scores, accuracies and weights, between 0 and 1.
@@ -197,10 +198,10 @@ def precisions(share: float) -> Resampled:
     """
 
     def precision(score: Values, accuracy: Values, weights: Weights) -> PerResample:
-        # All resamples are of the same size.
+        # All resamples have the same size.
         count = int(np.ceil(share * weights[0].sum() - 1e-9))
         chosen, ends, sizes = _first_groups(accuracy, count, weights)
-        # The accuracy of the last of the best, and how many of those that have it are among them.
+        # The lowest accuracy of the best, and how many architectures with it belong to the best.
         groups = np.unique(-accuracy[chosen], return_index=True)[1]
         last = (ends < count).sum(1)
         resamples = np.arange(len(weights))
@@ -234,7 +235,7 @@ STATISTICS: dict[str, Statistic] = {
 
 
 def _ratio(numerator: PerResample, denominator: PerResample) -> PerResample:
-    """NaN where the denominator is 0."""
+    """The ratio; NaN where the denominator is 0."""
     undefined = np.full(len(numerator), np.nan)
     ratio: PerResample = np.divide(numerator, denominator, out=undefined, where=denominator > 0)
     return ratio
@@ -243,9 +244,9 @@ def _ratio(numerator: PerResample, denominator: PerResample) -> PerResample:
 def _gain(
     score: Values, gains: Gains, discounts: Float[np.ndarray, " place"], weights: Weights
 ) -> PerResample:
-    """The gains of architectures in the order of their scores, times the discounts of the places.
+    """The gains of architectures in the order of their scores, times the discounts of their ranks.
 
-    Architectures of equal score share the mean of their gains; places without discount are 0.
+    Architectures of equal score share the mean of their gains; ranks without a discount give 0.
     """
     chosen, ends, sizes = _first_groups(score, len(discounts), weights)
     starts = _group_starts(score[chosen])
@@ -264,11 +265,11 @@ def _first_groups(
     Int[np.ndarray, "resample group"],
     Int[np.ndarray, "resample group"],
 ]:
-    """The first architectures, at least `count` in every resample, by groups of equal score.
+    """The top architectures, at least `count` in every resample, in groups of equal score.
 
     Returns:
-        Indices, the best first, of whole groups; for each resample and group how many
-        architectures there are up to its end, and how many in it.
+        Indices of whole groups, best first; and for each resample and group the number of
+        architectures up to its end, and the number in it.
     """
     order = np.argsort(-score, kind="stable")
     some = min(2 * count + 20, len(order))
@@ -296,13 +297,13 @@ def _centered_ranks(values: Values, weights: Weights) -> Float[np.ndarray, "resa
 
 
 def _tied(values: Values) -> Values:
-    """How many have the same value, for each."""
+    """For each value, how often it occurs."""
     _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
     return sizes[group].astype(float)
 
 
 def _sum_above(values: Values, summands: Values) -> Values:
-    """For each the sum over those with greater values, and half of that over those with equal."""
+    """For each value, the sum over greater values plus half the sum over equal values."""
     _, group = np.unique(values, return_inverse=True)
     sums = np.bincount(group, summands)
     above = sums.sum() - np.cumsum(sums)
@@ -311,9 +312,9 @@ def _sum_above(values: Values, summands: Values) -> Values:
 
 
 def _both_smaller(x: Values, y: Values) -> Values:
-    """For each how many others are smaller by both: by halves of halves in the order of x."""
+    """For each pair, how many others are smaller in both; by divide and conquer along x."""
     n = len(x)
-    order = np.lexsort((-y, x))  # what is equal by x is in no wrong order by y
+    order = np.lexsort((-y, x))  # so that pairs with equal x do not count
     ranks = np.unique(y[order], return_inverse=True)[1]
     counts = np.zeros(n)
     for level in range(n.bit_length()):

@@ -1,4 +1,4 @@
-"""How columns of scores are named on the command line, and which way they are better."""
+"""Columns of scores on the command line: their names and directions."""
 
 from typing import NamedTuple
 
@@ -12,21 +12,21 @@ class Term(NamedTuple):
     """A column of scores."""
 
     name: str
-    """The name of the column, after a minus where its direction is turned."""
+    """The name of the column, with a minus if its direction is reversed."""
     column: str
     """The name of the column."""
     label: str
     """Its name in plots."""
     direction: int
-    """+1 where higher is better, -1 where lower is."""
+    """+1 if higher is better, -1 if lower is better."""
 
 
 def parse_term(text: str) -> Term:
-    """A column, by the name of a metric or with its direction.
+    """Parse a metric, or a column with its direction.
 
     Args:
-        text: a metric, by its name or as `module:object`; `COLUMN:higher` or `COLUMN:lower`; a
-            minus before it turns the direction.
+        text: a metric, by its name or as `module:object`; or `COLUMN:higher`, `COLUMN:lower`. A
+            leading minus reverses the direction.
 
     Raises:
         InputError: there is no such metric.
@@ -46,7 +46,7 @@ def parse_term(text: str) -> Term:
 
 
 def parse_terms(text: str) -> list[Term]:
-    """Columns separated by commas; none for an empty text.
+    """Parse columns separated by commas; an empty text gives none.
 
     Raises:
         InputError: there is no such metric, or one is given twice.
@@ -59,7 +59,7 @@ def parse_terms(text: str) -> list[Term]:
 
 
 def parse_sums(text: str) -> list[list[Term]]:
-    """Rank sums separated by commas, their columns by `+`, as `kappa+regions,regions+-snip`.
+    """Parse rank sums such as `kappa+regions,regions+-snip`.
 
     Raises:
         InputError: there is no such metric, or a sum has no two different ones.

@@ -1,4 +1,4 @@
-"""Images: unlabeled ones for metrics, labeled ones for training."""
+"""Images: unlabeled for metrics, labeled for training."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Arrays in .npz files, whose sizes are checked before anything is read."""
+"""Arrays in .npz files; sizes are checked before anything is read."""
 
 import math
 import zipfile
@@ -15,22 +15,22 @@ from tenas_jax.host.memory import require_memory
 
 
 class Header(NamedTuple):
-    """What an archive promises of an array."""
+    """Shape and type of an array, as its archive declares them."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
 
 
 def read_header(path: Path, name: str) -> Header:
-    """What an archive promises of an array, once it is plausible.
+    """Read and check the header of an array in an archive.
 
     Args:
         path: an .npz file.
-        name: of the array.
+        name: name of the array.
 
     Raises:
-        InputError: there is no such file or array, it is damaged, encrypted or compressed in a way
-            that cannot be read, or it does not fit into the memory.
+        InputError: there is no such file or array; it is damaged, encrypted or compressed in an
+            unknown way; or it does not fit into memory.
     """
     if not path.is_file():
         raise InputError(f"no file {str(path)!r}: npz:PATH names an existing .npz file")
@@ -55,7 +55,7 @@ def read_header(path: Path, name: str) -> Header:
 
 
 def read_array(path: Path, name: str) -> np.ndarray:
-    """An array of an archive whose header was read.
+    """Read an array whose header was read before.
 
     Raises:
         InputError: it cannot be read.
@@ -71,7 +71,7 @@ def _errors(path: Path, name: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except Exception as error:  # ZIP files, decompressors and NumPy raise almost anything
+    except Exception as error:  # zipfile, decompressors and NumPy raise almost anything
         raise InputError(
             f"cannot read array {name!r} of {str(path)!r}: {first_line(error)}"
         ) from error

@@ -1,4 +1,4 @@
-"""Folders of images: the one walk through them, and the one way to read a file."""
+"""Folders of images: list the files and read them."""
 
 import heapq
 import os
@@ -17,25 +17,25 @@ FORMATS = ", ".join(IMAGE_SUFFIXES)
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files in a folder and in its subfolders.
+    """The image files in a folder and its subfolders.
 
-    Links to folders are followed, but no folder is entered twice; where there are several ways to
-    one, that without links counts. Left out is what is hidden (`.ipynb_checkpoints`, `._a.jpg`) or
-    what archives of macOS add (`__MACOSX`), at every level, and what is not a regular file.
+    Links to folders are followed, but no folder is entered twice; a path without links takes
+    precedence. Hidden entries (`.ipynb_checkpoints`, `._a.jpg`), the folders that macOS archives
+    add (`__MACOSX`) and everything that is not a regular file are skipped, at every level.
 
     Args:
-        folder: the folder; it may itself be hidden.
+        folder: the folder, which may itself be hidden.
 
     Returns:
-        Files in the order of their paths.
+        Files, sorted by path.
 
     Raises:
-        InputError: there is no such folder, or some part of it cannot be read.
+        InputError: there is no such folder, or a part of it cannot be read.
     """
     _require_folder(folder)
     found: list[str] = []
     entered: set[tuple[int, int]] = set()
-    waiting = [(False, str(folder))]  # whether a link leads there; those without come first
+    waiting = [(False, str(folder))]  # (reached by a link, path); those without links come first
     while waiting:
         by_link, current = heapq.heappop(waiting)
         with file_errors(Path(current)):
@@ -55,7 +55,7 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """The folders in a folder, one for each class, by name.
+    """The subfolders of a folder, one per class, sorted by name.
 
     Raises:
         InputError: there is no such folder, or it cannot be read.
@@ -68,9 +68,10 @@ def class_folders(folder: Path) -> list[Path]:
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "_ _ 3"]:
-    """An image file as RGB, upright.
+    """Read an image file as RGB.
 
-    It is turned as its EXIF data say; gray is repeated, a palette looked up, transparency dropped.
+    The image is rotated by its EXIF orientation. Gray is repeated, palettes are looked up, and
+    transparency is dropped.
 
     Raises:
         InputError: it cannot be read, or has more than 8 bits per channel.
@@ -87,7 +88,7 @@ def read_image(path: Path) -> UInt8[np.ndarray, "_ _ 3"]:
             return np.asarray(opaque.convert("RGB"))
     except InputError:
         raise
-    except Exception as error:  # decoders of damaged files raise almost anything
+    except Exception as error:  # decoders raise almost anything on damaged files
         raise InputError(
             f"cannot read image {str(path)!r}: {first_line(error)}; repair or remove it"
         ) from error
@@ -103,7 +104,7 @@ def _is_left_out(name: str) -> bool:
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
-    # A link may lead around to itself, at which `entry.is_dir` raises.
+    # `entry.is_dir` raises on circular links.
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 

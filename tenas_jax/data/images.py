@@ -1,6 +1,6 @@
-"""Image sources: unlabeled uint8 images of one size, and the numbers that normalize them.
+"""Image sources: unlabeled uint8 images of one size, with their mean and standard deviation.
 
-TensorFlow Datasets is imported only when a `tfds:` source is asked for.
+TensorFlow Datasets is imported only for `tfds:` sources.
 """
 
 import dataclasses
@@ -28,11 +28,11 @@ from tenas_jax.errors import InputError
 from tenas_jax.host.files import require_local, user_path
 from tenas_jax.host.memory import require_memory
 
-# The color photographs of everyday scenes that are files of the scikit-image wheel, so that
-# reading them needs no network. The right-hand motorcycle is left out: it repeats the left one.
+# Color photographs of everyday scenes in the scikit-image wheel, which need no network. The
+# right-hand motorcycle is left out because it repeats the left one.
 PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 MOST_CLASSES = 10**6
-PHOTO_MIN_CONTRAST = 20.0  # standard deviation of some channel, in 0..255; a clear sky has less
+PHOTO_MIN_CONTRAST = 20.0  # standard deviation of a channel, in 0..255; that of a clear sky is less
 
 Image = UInt8[np.ndarray, "_ _ channels"]
 Labeled = tuple[Image, int | None]
@@ -45,13 +45,13 @@ class ImageSet:
 
     Attributes:
         images: uint8 `[n, size, size, channels]`.
-        mean: of each channel, where 255 is 1.
+        mean: mean of each channel, with pixels scaled to 0..1.
         std: standard deviation of each channel, in the same unit.
         name: the source as the user wrote it.
-        labels: class of each image, from 0, where they were asked for.
+        labels: class of each image, from 0; None if not requested.
 
     Raises:
-        InputError: there is not one label for each image, or one is negative.
+        InputError: the number of labels is not the number of images, or a label is negative.
     """
 
     images: UInt8[np.ndarray, "n size size channels"]
@@ -70,7 +70,7 @@ class ImageSet:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of shape, pixels and labels, by which a resumed search notices other data."""
+        """SHA-256 of shape, pixels and labels, so that a resumed search detects other data."""
         digest = hashlib.sha256(repr(self.images.shape).encode())
         digest.update(np.ascontiguousarray(self.images).data)
         if self.labels is not None:
@@ -90,33 +90,33 @@ def load_images(
     labels: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> ImageSet:
-    """Images from a source, sampled, resized and with their normalization.
+    """Load images from a source: sample, resize and compute their normalization.
 
     Images of another size are resized to `image_size` in both directions, without cropping, by
-    antialiased bilinear interpolation, as the original does for ImageNet. Of a source with more
-    than `limit` images a random sample is taken, in the order of the source.
+    antialiased bilinear interpolation, as the original does for ImageNet. If the source has more
+    than `limit` images, a random sample is taken and kept in the order of the source.
 
     Args:
         source: `photos` (crops of photographs that come with scikit-image), `npz:PATH` (array
             `x`, uint8, `[n, height, width, channels]`), `folder:PATH` (PNG, JPEG and WebP files,
             in subfolders too) or `tfds:NAME` (train split of a TensorFlow data set).
         image_size: height and width of the result in pixels.
-        channels: of the result: 3, or 1 for gray images; an archive may have any number.
-        limit: number of images at most.
-        seed: of the sample and of the crops.
-        minimum: number of images at least, as many as a batch needs.
+        channels: number of channels: 3, or 1 for gray images; an archive may have any number.
+        limit: maximum number of images.
+        seed: seed of the sample and of the crops.
+        minimum: minimum number of images, that of a batch.
         data_dir: where TFDS keeps its data; its own default if `None`.
-        labels: whether to read the classes of the images, too: array `y`, the folders in the folder
-            by name, or the feature `label`.
+        labels: whether to read the classes of the images as well: from the array `y`, the names of
+            the subfolders, or the feature `label`.
         progress: called with (images read, images to read).
 
     Returns:
-        The images with their mean and standard deviation: those the original uses for CIFAR and
-        ImageNet through TFDS, otherwise computed from the images returned.
+        The images with their mean and standard deviation: for CIFAR and ImageNet through TFDS the
+        values of the original, otherwise computed from the returned images.
 
     Raises:
-        InputError: if the source is unknown, missing, unreadable, has the wrong form, too few
-            images, a channel that never varies, or no labels where they are asked for.
+        InputError: the source is unknown, missing, unreadable or malformed; has too few images or
+            a channel that never varies; or lacks the requested labels.
 
     Example:
         >>> photos = load_images("photos", image_size=16, limit=4, seed=0)
@@ -169,14 +169,15 @@ def load_images(
 
 
 def image_set(images: Any, name: str) -> ImageSet:
-    """Images that are arrays already, with their measured normalization.
+    """Make an `ImageSet` of an array, with its measured mean and standard deviation.
 
     Args:
         images: uint8 array [n, size, size, channels].
-        name: what the result is called.
+        name: name of the result.
 
     Raises:
-        InputError: they are no uint8 array [n, size, size, channels], or a channel never varies.
+        InputError: `images` is not a uint8 array [n, size, size, channels], or a channel never
+            varies.
     """
     is_array = isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 4
     if not is_array or images.shape[1] != images.shape[2] or 0 in images.shape:
@@ -195,7 +196,7 @@ def _sample(count: int, limit: int, seed: int) -> Int[np.ndarray, " taken"]:
 
 
 def _with_channels(image: Image, channels: int) -> UInt8[np.ndarray, "_ _ wanted"]:
-    """A color image in gray where one channel is asked for, weighted as Pillow does."""
+    """Convert a color image to gray, with Pillow's weights, if one channel is requested."""
     if channels == 1 and image.shape[-1] == 3:
         return np.asarray(PIL.Image.fromarray(image).convert("L"))[..., None]
     return image
@@ -204,8 +205,8 @@ def _with_channels(image: Image, channels: int) -> UInt8[np.ndarray, "_ _ wanted
 def _resize(image: Image, size: int) -> Image:
     if image.shape[:2] == (size, size):
         return image
-    # Pillow widens the filter when it shrinks an image, which is what prevents aliasing. It knows
-    # images of one or three channels.
+    # Pillow prevents aliasing: it widens the filter when it shrinks an image. It supports one or
+    # three channels.
     parts = [image] if image.shape[-1] == 3 else np.split(image, image.shape[-1], -1)
     resized = [
         np.asarray(PIL.Image.fromarray(part.squeeze()).resize((size, size), BILINEAR))
@@ -215,7 +216,7 @@ def _resize(image: Image, size: int) -> Image:
 
 
 def _photo_crops(size: int, seed: int) -> Iterator[Image]:
-    """Endless distinct square crops of 1/10 to 1/2 of a photograph, the photographs in turn."""
+    """Endless distinct square crops of 1/10 to 1/2 of a photograph, cycling through them."""
     folder = importlib.resources.files("skimage") / "data"
     photos = []
     for name in PHOTOS:
@@ -246,7 +247,7 @@ def npz_images(path: Path, channels: int = 3) -> UInt8[np.ndarray, "n _ _ channe
     """The images of an archive, its array `x`.
 
     Raises:
-        InputError: they cannot be read, or are no images of so many channels.
+        InputError: they cannot be read, or are not images with this number of channels.
     """
     shape, dtype = read_header(path, "x")
     fits = len(shape) == 4 and (shape[-1] == channels or (shape[-1], channels) == (3, 1))
@@ -271,7 +272,7 @@ def npz_labels(path: Path, count: int) -> Int[np.ndarray, " n"]:
             f"use integers of at least 0, of shape ({count},)"
         )
     y = read_array(path, "y")
-    first, last = int(y.min()), int(y.max())  # in the labels' own type one more may be 0
+    first, last = int(y.min()), int(y.max())  # as int, because adding 1 may overflow
     if first < 0 or last >= MOST_CLASSES:
         raise InputError(
             f"array 'y' of {str(path)!r} has the label {first if first < 0 else last}: number the "
@@ -299,7 +300,7 @@ def _of_folder(path: Path, limit: int, seed: int, labels: bool) -> tuple[int, It
 
 
 def _classes_of(folder: Path, files: Sequence[Path]) -> list[int | None]:
-    """The class of each file: the folder it is in, of those in a folder by name."""
+    """The class of each file: the index of its subfolder, sorted by name."""
     classes = {each.name: label for label, each in enumerate(class_folders(folder))}
     parts = [file.relative_to(folder).parts for file in files]
     for file, names in zip(files, parts, strict=True):
@@ -334,8 +335,8 @@ def _tfds_images(
         )
     total = builder.info.splits["train"].num_examples
     count = min(total, limit)
-    # TFDS shuffles the records as it prepares them: consecutive ones are a random sample, and
-    # to read them takes no more than the files they are in.
+    # TFDS shuffles records when it prepares them, so consecutive records are a random sample and
+    # only the files that contain them are read.
     start = int(np.random.default_rng(seed).integers(total - count + 1))
     records = builder.as_dataset(split=f"train[{start}:{start + count}]")
     return count, (

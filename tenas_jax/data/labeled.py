@@ -1,4 +1,4 @@
-"""Labeled images for training: sources, the held-out part, and batches in a reproducible order."""
+"""Labeled images for training: sources, held-out images, and batches in a reproducible order."""
 
 import hashlib
 from collections import deque
@@ -25,8 +25,8 @@ from tenas_jax.data.tfds import tfds_builder
 from tenas_jax.errors import InputError
 from tenas_jax.host.files import require_local, user_path
 
-IN_MEMORY = 4 << 30  # bytes; of larger data sets each batch is read when it is due
-HELD_OUT = 6  # one image of so many, as in CIFAR
+IN_MEMORY = 4 << 30  # bytes; larger data sets are read batch by batch
+HELD_OUT = 6  # one of six images is held out, as in CIFAR
 READERS = 16
 AHEAD = 2  # batches read while the devices compute
 SAMPLE = 4096  # images from which mean and standard deviation are computed
@@ -38,13 +38,13 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class LabeledImages:
-    """Images of one size with their classes, read when they are asked for.
+    """Images of one size with their classes, read on demand.
 
     Attributes:
         count: number of images.
-        classes: names of the classes; a label is an index of them.
-        take: the images and labels of given indices.
-        fingerprint: differs for other data.
+        classes: names of the classes; a label is an index into them.
+        take: returns the images and labels at given indices.
+        fingerprint: identifies the data.
     """
 
     count: int
@@ -55,7 +55,7 @@ class LabeledImages:
 
 @runtime_checkable
 class Wanted(Protocol):
-    """What a recipe says about its data; see `tenas_jax.training.recipes.Recipe`."""
+    """The fields of a recipe that describe its data; see `tenas_jax.training.recipes.Recipe`."""
 
     @property
     def data(self) -> str:
@@ -63,7 +63,7 @@ class Wanted(Protocol):
 
     @property
     def test_data(self) -> str | None:
-        """Source of the images to evaluate on; None: a part of `data`."""
+        """Source of the test images; None: a part of `data`."""
 
     @property
     def data_dir(self) -> str | None:
@@ -71,19 +71,19 @@ class Wanted(Protocol):
 
     @property
     def num_classes(self) -> int:
-        """Classes of the data."""
+        """Number of classes of the data."""
 
     @property
     def batch_size(self) -> int:
-        """Images of a step."""
+        """Images per step."""
 
     @property
     def read_size(self) -> int:
-        """Side of the images that are read, in pixels."""
+        """Side of the images as read, in pixels."""
 
 
 class Split(NamedTuple):
-    """What is trained on and what is evaluated on, and how both are normalized."""
+    """Training and test images, and the normalization of both."""
 
     train: LabeledImages
     test: LabeledImages
@@ -99,19 +99,19 @@ class _Source(NamedTuple):
 
 
 def load_split(recipe: Wanted, progress: Progress | None = None) -> Split:
-    """The data of a recipe.
+    """Load the data of a recipe.
 
     Args:
         recipe: names the sources, the number of classes and the size of the images.
-        progress: called with (images read, images to read), anew for each part.
+        progress: called with (images read, images to read), separately for each part.
 
     Returns:
-        Training and test images of side `recipe.read_size`; mean and standard deviation are those
-            that are published for CIFAR and ImageNet through TFDS, otherwise those of the training
+        Training and test images of side `recipe.read_size`. Mean and standard deviation are the
+            published ones for CIFAR and ImageNet through TFDS, otherwise those of the training
             images, or of 4,096 of them.
 
     Raises:
-        InputError: a source cannot be used, has another number of classes or too few images.
+        InputError: a source cannot be used, or has another number of classes or too few images.
     """
     kind, name = _parse(recipe.data)
     if kind == "tfds":
@@ -146,12 +146,12 @@ def load_split(recipe: Wanted, progress: Progress | None = None) -> Split:
 def load_test_data(
     source: str, recipe: Wanted, classes: Sequence[str], progress: Progress | None = None
 ) -> LabeledImages:
-    """All images of a source, of `tfds:NAME` those of its split validation or test.
+    """Load all images of a source; for `tfds:NAME` its split validation or test.
 
     Args:
-        source: as in a recipe.
-        recipe: says how large the images are and where TFDS keeps its data.
-        classes: names of the classes that a network knows.
+        source: a source, as in a recipe.
+        recipe: gives the size of the images and where TFDS keeps its data.
+        classes: names of the classes of the network.
         progress: called with (images read, images to read).
 
     Returns:
@@ -166,7 +166,7 @@ def load_test_data(
     else:
         opened = _OPEN[kind](user_path(name))
         test = _labeled(opened, np.arange(len(opened.labels)), recipe.read_size, progress)
-    # Arrays do not name their classes, and a part may lack the last ones.
+    # Arrays have no class names, and a part of them may lack the last classes.
     complete = kind == "npz" or len(test.classes) == len(classes)
     if not complete or test.classes != tuple(classes[: len(test.classes)]):
         raise InputError(
@@ -177,13 +177,13 @@ def load_test_data(
 
 
 def held_out_part(labels: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-    """Which images are evaluated on where a source does not say: of each class the last sixth.
+    """Which images to hold out if a source has no test images: the last sixth of each class.
 
     Args:
         labels: the class of each image, in the order of the source.
 
     Returns:
-        Whether each is held out.
+        Whether each image is held out.
 
     Raises:
         InputError: no class has six images.
@@ -204,12 +204,12 @@ def held_out_part(labels: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
 
 
 def epoch_order(count: int, *, seed: int, epoch: int) -> Int[np.ndarray, " count"]:
-    """The order in which an epoch takes the images, a function of its arguments alone.
+    """The order of the images in an epoch, which depends only on the arguments.
 
     Args:
         count: number of images.
-        seed: of the training.
-        epoch: from 0.
+        seed: seed of the training.
+        epoch: number of the epoch, from 0.
 
     Returns:
         A permutation of the indices.
@@ -224,13 +224,13 @@ def epoch_order(count: int, *, seed: int, epoch: int) -> Int[np.ndarray, " count
 def batches(
     images: LabeledImages, order: Int[np.ndarray, " n"], batch_size: int, sharding: NamedSharding
 ) -> Iterator[Batch]:
-    """Full batches on the devices, read ahead; a rest that fills none is left out.
+    """Full batches on the devices, read ahead; an incomplete last batch is dropped.
 
     Args:
-        images: to take from.
+        images: the images.
         order: indices of the images.
-        batch_size: images of all devices together.
-        sharding: how a batch is spread over the devices; each process reads only what is its own.
+        batch_size: number of images over all devices.
+        sharding: how a batch is sharded over the devices; each process reads only its own images.
 
     Yields:
         Images and labels.
@@ -278,7 +278,7 @@ def _open_npz(path: Path) -> _Source:
 
 def _open_folder(path: Path) -> _Source:
     folders = class_folders(path)
-    # One walk each: a link from one class to another gives both the images.
+    # Each class is listed separately, so a link to another class gives both of them the images.
     files = [(file, label) for label, each in enumerate(folders) for file in image_files(each)]
     if not files:
         raise InputError(
@@ -308,7 +308,7 @@ def _tfds_held_out(name: str, recipe: Wanted, progress: Progress | None) -> Labe
 def _tfds(name: str, split: str, recipe: Wanted, progress: Progress | None) -> LabeledImages:
     builder = tfds_builder(name, recipe.data_dir)
     features = dict(builder.info.features.items())
-    classes = getattr(features.get("label"), "names", None)  # only of labels of classes
+    classes = getattr(features.get("label"), "names", None)  # only class labels have names
     if split not in builder.info.splits or "image" not in features or classes is None:
         raise InputError(
             f"TFDS data set {name!r} has no split {split!r} of 'image' and 'label' (its splits: "
@@ -353,7 +353,7 @@ def _tfds(name: str, split: str, recipe: Wanted, progress: Progress | None) -> L
         images, labels = zip(*chosen, strict=True)
         return np.stack(images), np.array(labels, np.int32)
 
-    # To read all of it would take too long.
+    # Reading all images would take too long.
     digest = hashlib.sha256(f"{builder.info.full_name} {split} {count}".encode())
     return LabeledImages(count, tuple(classes), take, digest.hexdigest())
 
@@ -396,7 +396,7 @@ def _fits(count: int, size: int) -> bool:
 
 
 def _fit(image: UInt8[np.ndarray, "_ _ 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """The largest square in the middle, resized."""
+    """The largest central square, resized."""
     if image.shape[:2] == (size, size):
         return image
     return np.asarray(ImageOps.fit(Image.fromarray(image), (size, size), Image.Resampling.BILINEAR))

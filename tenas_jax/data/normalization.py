@@ -12,14 +12,14 @@ RGB = tuple[float, float, float]
 
 
 class Normalization(NamedTuple):
-    """Mean and standard deviation of each channel, where 255 is 1."""
+    """Mean and standard deviation of each channel, with pixels scaled to 0..1."""
 
     mean: Channels
     std: Channels
 
 
-# In 0..255, with which the original normalizes (lib/datasets/get_dataset_with_transform.py:82-91);
-# its ImageNet16 is `imagenet_resized/16x16`.
+# The original's values, in 0..255 (lib/datasets/get_dataset_with_transform.py:82-91); its
+# ImageNet16 is `imagenet_resized/16x16`.
 _PUBLISHED: dict[str, tuple[RGB, RGB]] = {
     "cifar10": ((125.3, 123.0, 113.9), (63.0, 62.1, 66.7)),
     "cifar100": ((129.3, 124.1, 112.4), (68.2, 65.4, 70.4)),
@@ -45,7 +45,7 @@ def known_normalization(source: str) -> Normalization | None:
 def measured_normalization(
     images: UInt8[np.ndarray, "n height width channels"], source: str
 ) -> Normalization:
-    """Mean and standard deviation per channel, exact: computed from the histogram.
+    """Exact mean and standard deviation per channel, computed from the histogram.
 
     Raises:
         InputError: a channel has the same value everywhere.

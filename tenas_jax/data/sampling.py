@@ -21,25 +21,25 @@ def sample_images(
     mean: Channels | Float[Array, " channels"],
     std: Channels | Float[Array, " channels"],
 ) -> Float[Array, "n height width channels"]:
-    """A batch of distinct images, each randomly flipped, cropped and then normalized.
+    """A batch of distinct images, each randomly flipped and cropped, then normalized.
 
-    The crop is of the image within a border of black pixels, at its own size. As in the original
-    the border is added before normalization (lib/datasets/get_dataset_with_transform.py:97), so
-    that it becomes -mean / std.
+    The image gets a border of black pixels and is cropped to its original size. As in the original
+    code, the border is added before normalization (lib/datasets/get_dataset_with_transform.py:97),
+    so it becomes -mean / std.
 
     Args:
-        key: of the choice, the flips and the crops.
+        key: key for the choice, the flips and the crops.
         images: all images.
         n: number of images in the batch.
         padding: width of the border in pixels.
-        mean: of each channel, where 255 is 1.
+        mean: mean of each channel, with pixels scaled to 0..1.
         std: standard deviation of each channel, in the same unit.
 
     Returns:
         The batch, float32 `[n, height, width, channels]`.
 
     Raises:
-        InputError: if there are fewer than `n` images.
+        InputError: there are fewer than `n` images.
 
     Example:
         >>> images = jnp.full((4, 8, 8, 3), 255, jnp.uint8)
@@ -61,11 +61,11 @@ def sample_images(
 
 
 def chosen_images(key: PRNGKeyArray, count: int, n: int) -> Int[Array, " n"]:
-    """Which images are in the batch that `sample_images` draws, in its order.
+    """Indices of the images in the batch that `sample_images` draws, in the same order.
 
     Args:
-        key: that of `sample_images`.
-        count: number of all images.
+        key: the key passed to `sample_images`.
+        count: total number of images.
         n: number of images in the batch.
 
     Example:
@@ -85,25 +85,26 @@ def sample_patches(
     mean: Channels | Float[Array, " channels"],
     std: Channels | Float[Array, " channels"],
 ) -> Float[Array, "n size size channels_of_patch"]:
-    """Normalized square patches, which the linear regions are counted on.
+    """Normalized square patches for counting linear regions.
 
-    As in the original (lib/procedures/linear_region_counter.py:53) every patch draws its own
-    position and channel, and no image is used again before all have been used.
+    As in the original (lib/procedures/linear_region_counter.py:53), every patch draws its own
+    position and channel, and no image is reused before all have been used.
 
     Args:
-        key: of the images, positions and channels.
+        key: key for the images, positions and channels.
         images: all images.
-        n: number of patches; there may be fewer images than that.
+        n: number of patches, which may exceed the number of images.
         size: height and width of a patch in pixels.
-        channels: 1, one at random as in the original, or all of the images'.
-        mean: of each channel, where 255 is 1.
+        channels: 1 for a random channel as in the original, or the number of channels of the
+            images for all of them.
+        mean: mean of each channel, with pixels scaled to 0..1.
         std: standard deviation of each channel, in the same unit.
 
     Returns:
         The patches, float32 `[n, size, size, channels]`.
 
     Raises:
-        InputError: if the images are smaller than a patch.
+        InputError: the images are smaller than a patch.
 
     Example:
         >>> images = jnp.full((4, 8, 8, 3), 255, jnp.uint8)
@@ -131,7 +132,7 @@ def sample_patches(
 
 
 def _shuffled_epochs(key: PRNGKeyArray, count: int, n: int) -> Int[Array, " n"]:
-    """The first `n` of the indices 0..count-1, shuffled, then shuffled again, and so on."""
+    """The first `n` entries of repeated random permutations of 0..count-1."""
     epochs = -(-n // count)
     shuffle = partial(jax.random.permutation, x=count)
     return jax.vmap(shuffle)(jax.random.split(key, epochs)).reshape(-1)[:n]

@@ -1,4 +1,4 @@
-"""TensorFlow Datasets, which is imported only when one of its data sets is asked for."""
+"""TensorFlow Datasets, imported only when one of its data sets is used."""
 
 from typing import Any
 
@@ -6,12 +6,12 @@ from tenas_jax.errors import InputError, first_line
 
 
 def tfds_builder(name: str, data_dir: str | None, *, at_random: bool = False) -> Any:
-    """A data set that is ready to be read.
+    """Prepare a data set for reading.
 
     Args:
-        name: as in the catalog, optionally with configuration and version.
+        name: name in the catalog, optionally with configuration and version.
         data_dir: where TFDS keeps its data; its own default if `None`.
-        at_random: whether its records are to be read in any order, which takes another file format.
+        at_random: whether records are read in random order, which needs another file format.
 
     Returns:
         A `tfds.core.DatasetBuilder`.
