@@ -1,4 +1,4 @@
-"""One configuration per published experiment, and our best: its numbers, command and cost."""
+"""One configuration per published experiment, and our best: numbers, command and cost."""
 
 import inspect
 from types import ModuleType
@@ -17,7 +17,7 @@ from tenas_jax.resolve import resolve
 from tenas_jax.searching.config import SearchConfig
 
 DEFAULT_PRESET = "nas-bench-201"
-CUSTOM = "custom"  # what settings are called that start from no preset
+CUSTOM = "custom"  # the name of settings without a preset
 PRESETS: dict[str, ModuleType] = {
     "nas-bench-201": nas_bench_201,
     "nas-bench-201-best": nas_bench_201_best,
@@ -31,7 +31,7 @@ PRESETS: dict[str, ModuleType] = {
 
 
 def get_preset(name: str) -> SearchConfig:
-    """The configuration of that name.
+    """Look up a configuration by name.
 
     Args:
         name: a key of `PRESETS`, or `module:object`.

@@ -3,12 +3,13 @@
 Paper: W. Chen, X. Gong, Z. Wang, "Neural Architecture Search on ImageNet in Four GPU Hours",
 ICLR 2021, Table 2: 2.63 +- 0.064 % test error after training, 3.8 M parameters, 0.05 GPU days.
 Command: `tenas search darts-cifar10 --data tfds:cifar10 --seed 0`
-Evaluations: 196 + 112 operators until one is left on each edge, then 24 in the six groups of edges
-that end in one node and keep two; 3 repeats each.
-Cost: 9 minutes on two CPU cores (AMD EPYC 9005) busy with other work, where the original is
-projected to take 4.7 hours on one.
+Evaluations: 196 + 112 operators until one is left on each edge, then 24 in six groups (the edges
+into one node, of which two are kept); 3 repeats each.
+Cost: 9 minutes on two CPU cores (AMD EPYC 9005) busy with other work; the original is projected to
+take 4.7 hours on one.
 
-Unlike the original, the unpruned network is measured again after each group, for the kernel too.
+Unlike in the original, the unpruned network is measured again after each group, also for the
+kernel.
 """
 
 from tenas_jax.searching.config import NTKConfig, RegionsConfig, SearchConfig

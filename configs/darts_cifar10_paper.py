@@ -3,13 +3,13 @@
 Paper: W. Chen, X. Gong, Z. Wang, "Neural Architecture Search on ImageNet in Four GPU Hours",
 ICLR 2021, Table 2: 2.63 +- 0.064 % test error after training, 3.8 M parameters, 0.05 GPU days.
 Command: `tenas search darts-cifar10-paper --data tfds:cifar10 --seed 0`
-Evaluations: 196 + 112 operators until one is left on each edge, then 24 in the six groups of edges
-that end in one node and keep two; 3 repeats each.
+Evaluations: 196 + 112 operators until one is left on each edge, then 24 in six groups (the edges
+into one node, of which two are kept); 3 repeats each.
 
 Kernels of 32 images, 5000 samples for the linear regions, Kaiming normal initialization (the
-original code means fan-out for the kernel and fan-in for the regions), differences that are not
-rounded. As in the code and unlike the paper, `none` is pruned from the start and differences are
-relative. The unpruned network is measured again after each group.
+original code intends fan-out for the kernel and fan-in for the regions), unrounded differences. As
+in the code and unlike the paper, `none` is pruned from the start and differences are relative. The
+unpruned network is measured again after each group.
 """
 
 from tenas_jax.searching.config import NTKConfig, RegionsConfig, SearchConfig

@@ -5,12 +5,12 @@ ICLR 2021, Table 1, mean of 4 searches: CIFAR-10 93.9 +- 0.47 %, CIFAR-100 71.24
 ImageNet16-120 42.38 +- 0.46 % test accuracy, in 1558 s on a GTX 1080 Ti.
 Command: `tenas search nas-bench-201 --data tfds:cifar10 --seed 0`
 Evaluations: 24 + 18 + 12 = 54 operators, 3 repeats each.
-Cost: 2.5 minutes on two CPU cores (AMD EPYC 9005), where the original takes 72 minutes on one.
+Cost: 2.5 minutes on two CPU cores (AMD EPYC 9005); the original takes 72 minutes on one.
 
-The original code passes the name of an initializer that does not exist, so what it published was
-run with PyTorch's default initialization; so is this. Unlike the original, which shares one draw of
-kernel weights over all repeats of a round and draws region weights for each candidate, a repeat's
-weights are its own and shared by all candidates of the round.
+The original code passes an unknown name of an initializer, so its published results were obtained
+with PyTorch's default initialization, which this preset uses too. Here each repeat draws weights
+that all candidates of the round share; the original shares one draw of kernel weights over all
+repeats of a round and draws region weights for each candidate.
 """
 
 from tenas_jax.searching.config import NTKConfig, RegionsConfig, SearchConfig

@@ -7,9 +7,8 @@ Command: `tenas search nas-bench-201-paper --data tfds:cifar10 --seed 0`
 Evaluations: 24 + 18 + 12 = 54 operators, 3 repeats each.
 
 Kernels of 32 images, 5000 samples for the linear regions, Kaiming normal initialization (the
-original code means fan-out for the kernel and fan-in for the regions), differences that are not
-rounded. As in the code and unlike the paper, `none` is pruned from the start and differences are
-relative.
+original code intends fan-out for the kernel and fan-in for the regions), unrounded differences. As
+in the code and unlike the paper, `none` is pruned from the start and differences are relative.
 """
 
 from tenas_jax.searching.config import NTKConfig, RegionsConfig, SearchConfig

@@ -35,10 +35,10 @@ def tfds_builder(name: str, data_dir: str | None, *, at_random: bool = False) ->
     except tfds.core.DatasetNotFoundError as error:
         raise InputError(f"TFDS has no data set {name!r}: use a name of its catalog") from error
     except (
-        AssertionError,  # an unknown version; a data set to be downloaded by hand
+        AssertionError,  # an unknown version; a data set that needs a manual download
         ImportError,
         OSError,
-        RuntimeError,  # around what a remote data_dir raises
+        RuntimeError,  # wraps errors of a remote data_dir
         ValueError,  # an unknown configuration
         tfds.download.DownloadError,
     ) as error:

@@ -1,4 +1,4 @@
-"""Training of what was found."""
+"""Training of architectures."""
 
 import lazy_loader
 

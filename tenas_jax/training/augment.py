@@ -1,4 +1,4 @@
-"""Augmentation on the device: pure functions of a key and an image, for a batch by `jax.vmap`."""
+"""Augmentation on the device: pure functions of a key and an image; `jax.vmap` them for a batch."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from tenas_jax.data.normalization import Normalization
 from tenas_jax.training.recipes import Recipe
 
-# ITU-R BT.601, by which Pillow makes an image gray.
+# ITU-R BT.601, the weights with which Pillow converts to gray.
 LUMA = (0.299, 0.587, 0.114)
 
 
@@ -17,13 +17,13 @@ def training_images(
     recipe: Recipe,
     normalization: Normalization,
 ) -> Float[Array, "n size size 3"]:
-    """Randomly crop, flip and change images as a recipe says, and normalize them.
+    """Augment images as a recipe says, and normalize them.
 
     Args:
-        key: of all draws.
-        images: 0 to 255, their side `recipe.read_size`.
-        recipe: which changes, and how strong.
-        normalization: of the images.
+        key: key for all random draws.
+        images: pixels from 0 to 255, side `recipe.read_size`.
+        recipe: the augmentations and their strengths.
+        normalization: mean and standard deviation of the images.
 
     Returns:
         Float32 images of side `recipe.image_size`.
@@ -57,9 +57,9 @@ def evaluation_images(
     """Crop the center of images and normalize them.
 
     Args:
-        images: 0 to 255, their side `recipe.read_size`.
-        recipe: says how large the center is.
-        normalization: of the images.
+        images: pixels from 0 to 255, side `recipe.read_size`.
+        recipe: gives the size of the center.
+        normalization: mean and standard deviation of the images.
 
     Returns:
         Float32 images of side `recipe.image_size`.
@@ -75,7 +75,7 @@ def normalize(
     """(x - mean) / std, channel by channel.
 
     Args:
-        images: 0 to 1.
+        images: pixels from 0 to 1.
         normalization: mean and standard deviation.
 
     Returns:
@@ -88,10 +88,10 @@ def normalize(
 def random_crop(
     key: Key[Array, ""], image: Float[Array, "h w 3"], padding: int
 ) -> Float[Array, "h w 3"]:
-    """A crop, as large as the image, of the image with a black border.
+    """Add a black border to an image and crop it to its original size.
 
     Args:
-        key: of the position.
+        key: key for the position.
         image: any image.
         padding: width of the border in pixels.
 
@@ -106,12 +106,12 @@ def random_crop(
 def random_resized_crop(
     key: Key[Array, ""], image: Float[Array, "h w 3"], size: int
 ) -> Float[Array, "size size 3"]:
-    """A part of 8 to 100 % of the area and 3:4 to 4:3 in form, resized to a square.
+    """A random part of 8 to 100 % of the area, with aspect ratio 3:4 to 4:3, resized to a square.
 
-    Parts that would be longer than the image are as long as it.
+    Sides are clipped to those of the image.
 
     Args:
-        key: of area, form and position.
+        key: key for the area, aspect ratio and position.
         image: a square image.
         size: side of the result in pixels.
 
@@ -133,12 +133,12 @@ def random_resized_crop(
 
 
 def cutout(key: Key[Array, ""], image: Float[Array, "h w 3"], side: int) -> Float[Array, "h w 3"]:
-    """Set a square around a random pixel to 0 (arXiv 1708.04552); it may stick out of the image.
+    """Set a square around a random pixel to 0 (arXiv 1708.04552); it may extend past the border.
 
     Args:
-        key: of the pixel.
+        key: key for the pixel.
         image: a normalized image.
-        side: of the square in pixels; an odd one is rounded down.
+        side: side of the square in pixels; odd numbers are rounded down.
 
     Returns:
         The image with a hole.
@@ -156,12 +156,12 @@ def color_jitter(
     """Change brightness, contrast and saturation, each by a factor of 1 - s to 1 + s.
 
     Args:
-        key: of the factors.
-        image: 0 to 1.
+        key: key for the factors.
+        image: pixels from 0 to 1.
         strength: s.
 
     Returns:
-        The image, again 0 to 1.
+        The image, with pixels from 0 to 1.
     """
     factors = jax.random.uniform(key, (3,), minval=1 - strength, maxval=1 + strength)
     bright = _blend(jnp.zeros_like(image), image, factors[0])

@@ -1,10 +1,10 @@
-"""Checkpoints of a training with Orbax: written in the background, whole or not at all.
+"""Checkpoints of a training with Orbax, written atomically in the background.
 
-Orbax writes a checkpoint into a folder of another name, which it renames when everything is on the
-disk. Process 0 alone writes and reads them: the state is the same in every process.
+Orbax writes a checkpoint to a temporary folder and renames it when all files are on disk. Only
+process 0 writes and reads checkpoints; the state is the same in every process.
 
-The list of the checksums of its files is written before it is renamed, and checked before it is
-read.
+Checksums of the files are written before the folder is renamed, and verified before the checkpoint
+is read.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,11 +31,11 @@ from tenas_jax.training.steps import TrainState
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint holds.
+    """The content of a checkpoint.
 
     Attributes:
-        state: as it was saved, in memory of the host.
-        log_bytes: length of the metrics that were written before it.
+        state: the saved state, in host memory.
+        log_bytes: length of the metrics written before it.
     """
 
     state: TrainState
@@ -43,13 +43,13 @@ class Checkpoint(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one training: the last ones, and the one with the highest test accuracy.
+    """The checkpoints of one training: the latest ones, and the one with the best test accuracy.
 
     Args:
-        folder: theirs alone; made if there is none.
-        about: what is trained and how, as JSON values; a checkpoint of something else is refused.
-        keep_last: how many of the last to keep.
-        read_only: whether nothing is to be saved.
+        folder: a folder for checkpoints only; created if it does not exist.
+        about: what is trained and how, as JSON values; checkpoints of anything else are rejected.
+        keep_last: number of latest checkpoints to keep.
+        read_only: whether checkpoints are only read.
 
     Raises:
         InputError: the folder cannot be used, or a checkpoint is damaged.
@@ -77,7 +77,7 @@ class Checkpoints:
             ),
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
-            create=False,  # what it cannot do where some processes take no part
+            create=False,  # Orbax cannot create it if some processes take no part
             async_options=ocp.AsyncOptions(post_finalization_callback=self._write_sums),
             multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes={0}),
         )
@@ -110,27 +110,27 @@ class Checkpoints:
     ) -> None:
         if self._manager is not None:
             with _storage_errors(self._folder):
-                self._manager.close()  # after what is being written
+                self._manager.close()  # waits for pending writes
         if kind is None:
-            exchange("")  # whoever ends earlier would end process 0 before it has written
+            exchange("")  # a process that exits early would end process 0 before it has written
 
     @property
     def latest(self) -> int | None:
-        """The last step with a checkpoint, if there is one."""
+        """The last step with a checkpoint, or None."""
         return _of_main(self._manager and self._manager.latest_step())
 
     @property
     def best(self) -> int | None:
-        """The step with the highest test accuracy, if there was an evaluation."""
+        """The step with the highest test accuracy, or None without an evaluation."""
         return _of_main(_best(self._accuracies))
 
     def save(self, state: TrainState, log_bytes: int, test_accuracy: float | None = None) -> None:
-        """Start to write a checkpoint; waits only for the one before.
+        """Start writing a checkpoint; waits only for the previous one.
 
         Args:
-            state: the same in every process.
-            log_bytes: length of the metrics that were written before it.
-            test_accuracy: if it was evaluated.
+            state: the state, the same in every process.
+            log_bytes: length of the metrics written before it.
+            test_accuracy: the test accuracy, if it was evaluated.
         """
         if self._manager is None:
             return
@@ -159,13 +159,13 @@ class Checkpoints:
 
         Args:
             step: `latest` or `best`.
-            like: arrays or their shapes, of a state of the same training.
+            like: arrays or shapes of a state of the same training.
 
         Returns:
             The checkpoint, the same in every process.
 
         Raises:
-            InputError: it is of another training or damaged.
+            InputError: it is damaged or belongs to another training.
         """
         like = jax.tree.map(_zeros, like)
         contents = _rest(like), like.variables, np.zeros((), np.int64)
@@ -178,17 +178,17 @@ class Checkpoints:
         return Checkpoint(TrainState(variables=variables, **rest), int(log_bytes))
 
     def variables(self, step: int, like: PyTree) -> PyTree:
-        """Read parameters and running statistics alone.
+        """Read only the parameters and running statistics.
 
         Args:
             step: `latest` or `best`.
-            like: arrays or their shapes, of variables of the same network.
+            like: arrays or shapes of variables of the same network.
 
         Returns:
             The variables, the same in every process.
 
         Raises:
-            InputError: they are of another training or damaged.
+            InputError: they are damaged or belong to another training.
         """
         variables = jax.tree.map(_zeros, like)
         with shared_errors():
@@ -197,7 +197,7 @@ class Checkpoints:
         return multihost_utils.broadcast_one_to_all(variables)
 
     def _read(self, step: int, **like: PyTree) -> dict[str, PyTree]:
-        """Items of a checkpoint of this training, which are those that were saved."""
+        """The verified items of a checkpoint of this training."""
         assert self._manager is not None
         notes = self._notes(step)
         names = [name for name in self._about if notes["about"].get(name) != self._about[name]]
@@ -218,7 +218,7 @@ class Checkpoints:
             return dict(self._manager.restore(step, args=ocp.args.Composite(**wanted)).items())
 
     def _notes(self, step: int) -> dict[str, Any]:
-        """What is noted of a checkpoint."""
+        """The metadata of a checkpoint."""
         assert self._manager is not None
         with self._reading(step):
             wanted = ocp.args.Composite(notes=ocp.args.JsonRestore())
@@ -228,17 +228,17 @@ class Checkpoints:
         return notes
 
     def _write_sums(self) -> None:
-        """List the files of the checkpoint that is whole but for its name."""
+        """Write the checksums of a checkpoint that is complete but not yet renamed."""
         for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*"):
-            # Those of its items: of those beside them, which say when it was written, Orbax
-            # changes one at last.
+            # Only files of its items: Orbax still changes one of the other files, which has the
+            # time of writing.
             write_sums(unfinished, [path for path in unfinished.rglob("*/*") if path.is_file()])
 
     @contextmanager
     def _reading(self, step: int) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # of damaged files Orbax raises whatever it happens to
+        except Exception as error:  # Orbax raises almost anything on damaged files
             raise InputError(
                 f"checkpoint {step} in {self._folder} is damaged ({first_line(error)}): delete "
                 f"{self._folder / str(step)} to go on without it"
@@ -252,20 +252,20 @@ class _KeepBest(preservation_policy.PreservationPolicy):  # type: ignore[misc]
         self._accuracies = accuracies
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """For each checkpoint whether it is kept."""
+        """Whether to keep each checkpoint."""
         there = [checkpoint.step for checkpoint in checkpoints]
         best = _best({step: a for step, a in self._accuracies.items() if step in there})
         return [step == best for step in there]
 
 
 def _best(accuracies: Mapping[int, float]) -> int | None:
-    """Of equals the last."""
+    """The step of the highest accuracy; the last one of ties."""
     return max(accuracies, key=lambda step: (accuracies[step], step), default=None)
 
 
 @contextmanager
 def _storage_errors(folder: Path) -> Iterator[None]:
-    """What Orbax raises where files cannot be written, as a line."""
+    """Turn Orbax's errors when files cannot be written into an `InputError`."""
     try:
         yield
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""The folder of a training: what is trained and how, its metrics, its checkpoints."""
+"""The folder of a training: configuration, metrics, checkpoints."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ from tenas_jax.training.checkpoint import Checkpoints
 from tenas_jax.training.recipes import Recipe, from_dict
 
 CONFIG_FILE, METRICS_FILE, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
-# What a line of metrics may hold, from the least to the greatest value.
+# Smallest and largest valid value of each metric.
 RANGES = {
     "step": (1, math.inf),
     "epoch": (1, math.inf),
@@ -40,14 +40,14 @@ Which = Literal["best", "last"]
 
 
 class Training(NamedTuple):
-    """What a folder says about its training.
+    """The configuration of a training, as stored in its folder.
 
     Attributes:
         genotype: the architecture.
-        recipe: how it is trained.
+        recipe: the recipe.
         classes: names of the classes, in the order of the logits.
-        normalization: of the images.
-        fingerprints: of the images trained on and of those evaluated on.
+        normalization: mean and standard deviation of the images.
+        fingerprints: of the training images and of the test images.
     """
 
     genotype: str
@@ -57,7 +57,7 @@ class Training(NamedTuple):
     fingerprints: tuple[str, str]
 
     def about(self) -> dict[str, Any]:
-        """The same as JSON values, in which trainings are compared."""
+        """The configuration as JSON values, which are compared when resuming."""
         values = {
             "genotype": self.genotype,
             **dataclasses.asdict(self.recipe),
@@ -70,11 +70,11 @@ class Training(NamedTuple):
 
 
 def training_of(genotype: str, recipe: Recipe, split: Split) -> Training:
-    """What a folder is to say about a training.
+    """The configuration of a training, to be stored in its folder.
 
     Args:
         genotype: the architecture.
-        recipe: how it is trained.
+        recipe: the recipe.
         split: the images of the recipe.
 
     Returns:
@@ -85,16 +85,16 @@ def training_of(genotype: str, recipe: Recipe, split: Split) -> Training:
 
 
 def open_output(folder: Path, training: Training, *, resume: bool) -> None:
-    """Make the folder of a training, or make sure that it holds this one.
+    """Create the folder of a training, or check that it holds this training.
 
     Args:
-        folder: the folder of process 0; made if there is none.
-        training: the same in every process.
-        resume: whether the folder must hold the training already.
+        folder: the folder, used by process 0; created if it does not exist.
+        training: the training, the same in every process.
+        resume: whether the folder must already hold the training.
 
     Raises:
-        InputError: in every process, if the folder is not empty, or with `resume` holds another
-            training or none, or one of another environment, or if processes differ.
+        InputError: in every process, if the folder is not empty; if with `resume` it holds no
+            training, another one, or one of another environment; or if processes differ.
     """
     config = {**training.about(), "environment": environment()}
     with shared_errors():
@@ -121,22 +121,22 @@ def open_output(folder: Path, training: Training, *, resume: bool) -> None:
 
 
 def load_training(folder: Path) -> Training:
-    """What a folder says about its training.
+    """Read the configuration of a training.
 
     Args:
-        folder: what `tenas train` wrote.
+        folder: the output folder of `tenas train`.
 
     Returns:
         The training.
 
     Raises:
-        InputError: the folder holds no training, or one of another version, or is damaged.
+        InputError: the folder holds no training, is damaged, or was written by another version.
     """
     return _read_config(folder)[0]
 
 
 def _read_config(folder: Path) -> tuple[Training, dict[str, Any]]:
-    """What a folder says about its training, and the JSON values that it says it with."""
+    """The configuration of a training, and its JSON values."""
     path = folder / CONFIG_FILE
     with file_errors(folder):
         if not path.exists():
@@ -171,16 +171,16 @@ def load_variables(
     """The parameters and running statistics of a training.
 
     Args:
-        folder: what `tenas train` wrote.
-        training: what it says about it.
-        like: arrays or their shapes, of variables of the network.
+        folder: the output folder of `tenas train`.
+        training: its configuration.
+        like: arrays or shapes of the network's variables.
         which: the checkpoint with the highest test accuracy, or the last one.
 
     Returns:
         The step of the checkpoint, and its variables.
 
     Raises:
-        InputError: there is no such checkpoint, or it is of another training.
+        InputError: there is no such checkpoint, or it belongs to another training.
     """
     path = folder / CHECKPOINTS
     if not path.is_dir():
@@ -196,10 +196,10 @@ def load_variables(
 
 
 def epoch_records(folder: Path) -> list[dict[str, int | float]]:
-    """The metrics of the epochs that a training has done.
+    """The metrics of the finished epochs of a training.
 
     Args:
-        folder: what `tenas train` wrote.
+        folder: the output folder of `tenas train`.
 
     Returns:
         A line of metrics for each epoch.
@@ -213,7 +213,7 @@ def epoch_records(folder: Path) -> list[dict[str, int | float]]:
 
 
 def _require_types(training: Training) -> None:
-    """Raise TypeError for values that a file may hold but a training cannot have."""
+    """Raise TypeError for values of the wrong type."""
     names = training.genotype, *training.classes, *training.fingerprints
     numbers = *training.normalization.mean, *training.normalization.std
     if not all(isinstance(name, str) for name in names):
@@ -223,11 +223,11 @@ def _require_types(training: Training) -> None:
 
 
 def read_metrics(path: Path, training: Training, size: int | None = None) -> Journal:
-    """The lines of a file of metrics.
+    """Read the lines of a metrics file.
 
     Args:
         path: the file.
-        training: what they are of.
+        training: the training of the metrics.
         size: length in bytes of the lines to read; None: all.
 
     Raises:

@@ -1,7 +1,7 @@
 """The host loop of a training: epochs, metrics, checkpoints, resume, time.
 
-What a step does follows from the state and the number of the step alone. So a training that was
-killed goes on from its last checkpoint, and ends as it would have ended.
+A step depends only on the state and the step number, so a training that was killed resumes from its
+last checkpoint and ends with the same result.
 """
 
 import dataclasses
@@ -47,12 +47,12 @@ from tenas_jax.training.steps import (
 
 
 class Schedule(NamedTuple):
-    """What a training writes when.
+    """How often to log and checkpoint.
 
     Attributes:
-        log_every: steps from one line of metrics to the next, besides one at the end of an epoch.
-        checkpoint_every: steps from one checkpoint to the next, besides one at the end of an epoch.
-        keep_last: checkpoints kept, besides the best.
+        log_every: steps between lines of metrics; each epoch also ends with one.
+        checkpoint_every: steps between checkpoints; each epoch also ends with one.
+        keep_last: number of latest checkpoints to keep, besides the best.
     """
 
     log_every: int = 50
@@ -61,13 +61,13 @@ class Schedule(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """How far a training is.
+    """Training progress.
 
     Attributes:
-        step: steps done, of all epochs.
-        steps: steps to do.
-        images_per_second: of this epoch; 0 before its second step.
-        epoch_record: the line of metrics of an epoch that has just ended.
+        step: number of steps done, over all epochs.
+        steps: total number of steps.
+        images_per_second: speed in this epoch; 0 before its second step.
+        epoch_record: the metrics of an epoch that has just ended.
     """
 
     step: int
@@ -77,13 +77,13 @@ class Progress(NamedTuple):
 
 
 class MetricsLog:
-    """The metrics of a training as lines of JSON and for TensorBoard; process 0's alone.
+    """Writes the metrics of a training as lines of JSON and for TensorBoard; only in process 0.
 
     Args:
-        folder: of `metrics.jsonl` and `tensorboard`.
-        training: what the metrics are of.
-        size: length of the lines that belong to the steps done; what follows them is cut off.
-        step: steps done.
+        folder: the folder of `metrics.jsonl` and `tensorboard`.
+        training: the training of the metrics.
+        size: length in bytes of the lines of the steps done; the rest of the file is cut off.
+        step: number of steps done.
 
     Raises:
         InputError: in every process, if the lines are damaged or the files cannot be written.
@@ -116,7 +116,7 @@ class MetricsLog:
             self._board.close()
 
     def write(self, record: Mapping[str, int | float]) -> None:
-        """Write a line; when this returns it is on the disk.
+        """Write a line; it is on disk when this returns.
 
         Args:
             record: finite numbers, `step` among them.
@@ -143,27 +143,27 @@ def fit(
     stopped: Callable[[], bool] = lambda: False,
     progress: Callable[[Progress], None] | None = None,
 ) -> bool:
-    """Train a network to its end, or go on with a training that was stopped.
+    """Train a network, or resume a training that was interrupted.
 
-    On CPU a training that goes on from a checkpoint on as many devices ends with the same
-    parameters, bit for bit, as one that was never stopped.
+    On CPU, a training resumed from a checkpoint with the same number of devices ends with the same
+    parameters, bit for bit, as an uninterrupted one.
 
     Args:
         training: the architecture and its recipe.
         split: the images of the recipe.
-        devices: those of all processes.
-        folder: of the checkpoints and metrics of this training; only process 0 uses it.
-        schedule: what to write when.
-        stopped: asked after each step, in a cluster at each line of metrics, whether to save the
-            state and end.
+        devices: the devices of all processes.
+        folder: folder for checkpoints and metrics; only process 0 uses it.
+        schedule: how often to log and checkpoint.
+        stopped: whether to save the state and stop; called after each step, in a cluster at each
+            line of metrics.
         progress: called after each step and each epoch.
 
     Returns:
         Whether the training reached its end.
 
     Raises:
-        InputError: there is nothing like this to train, the folder cannot be used, or the loss is
-            not a finite number.
+        InputError: the network cannot be made, the folder cannot be used, or the loss is not
+            finite.
         LostProcess: another process has ended.
     """
     recipe = training.recipe
@@ -209,15 +209,14 @@ def evaluate(
     """Loss and accuracy on all images.
 
     Args:
-        step: what evaluates a batch.
-        variables: of the network, on all devices.
-        images: any number of them.
-        batch_size: images of all devices together.
+        step: evaluates a batch.
+        variables: variables of the network, on all devices.
+        images: the images; their number is arbitrary.
+        batch_size: number of images over all devices.
         mesh: the devices.
 
     Returns:
-        `test_loss`, the mean cross entropy, and `test_accuracy`, the share that is classified
-            correctly.
+        `test_loss`, the mean cross entropy, and `test_accuracy`, the fraction classified correctly.
     """
     padded = _padded(images, batch_size)
     loss, correct = 0.0, 0
@@ -242,7 +241,7 @@ def on_all_devices(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 class _Run(NamedTuple):
-    """What does not change from step to step."""
+    """The constants of a run."""
 
     recipe: Recipe
     split: Split
@@ -267,13 +266,13 @@ class _Run(NamedTuple):
     def is_stopped(self, step: int) -> bool:
         if jax.process_count() == 1:
             return self.stopped()
-        # All processes are to save the same step, and to agree takes time.
+        # All processes must save the same step, and agreeing on one takes time.
         agree = step % self.schedule.log_every == 0 or step % self.steps_per_epoch == 0
         return agree and any(exchange("stop" if self.stopped() else ""))
 
 
 def _train_epoch(run: _Run, state: TrainState, epoch: int) -> tuple[TrainState, bool]:
-    """The rest of an epoch; whether it was interrupted."""
+    """Train the rest of an epoch; also returns whether it was interrupted."""
     recipe, schedule, per_epoch = run.recipe, run.schedule, run.steps_per_epoch
     step, end = int(state.step), (epoch + 1) * per_epoch
     order = epoch_order(run.split.train.count, seed=recipe.seed, epoch=epoch)
@@ -283,7 +282,7 @@ def _train_epoch(run: _Run, state: TrainState, epoch: int) -> tuple[TrainState, 
     for images, labels in batches(run.split.train, rest, recipe.batch_size, spread):
         state, info = run.train_step(state, images, labels)
         step += 1
-        _wait(previous)  # the devices are one step behind, and not more
+        _wait(previous)  # the devices are at most one step behind
         previous = info
         run.report(step, speed.after_step(), None)
         if step % schedule.log_every == 0:
@@ -333,7 +332,7 @@ def _epoch_record(
 
 
 class _Speed:
-    """Images per second of an epoch, without the first step, which may be compiled."""
+    """Images per second in an epoch, without the first step, which may include compilation."""
 
     def __init__(self, batch_size: int) -> None:
         self._batch_size, self._steps, self._start = batch_size, -1, 0.0
@@ -345,13 +344,13 @@ class _Speed:
 
     @property
     def images_per_second(self) -> float:
-        """0 before there were two steps."""
+        """The speed so far; 0 before the second step."""
         seconds = time.perf_counter() - self._start
         return max(self._steps, 0) * self._batch_size / seconds
 
 
 def _padded(images: LabeledImages, batch_size: int) -> LabeledImages:
-    """With copies of the first image, labeled -1, up to a multiple of the batch size."""
+    """Pad to a multiple of the batch size with copies of the first image, labeled -1."""
 
     def take(indices: Int[np.ndarray, " n"]) -> NumPyBatch:
         real = indices < images.count

@@ -1,8 +1,7 @@
-"""Recipes: everything that decides how an architecture is trained, as published.
+"""Recipes: published settings for training an architecture.
 
-Departures from the published code, the same in every recipe: the learning rate follows its cosine
-from step to step and not from epoch to epoch, and images that do not fill a batch wait for the
-next epoch, whose order is another.
+Departures from the published code, in every recipe: the learning rate follows its cosine per step
+instead of per epoch, and the incomplete last batch is dropped; each epoch reshuffles.
 """
 
 import dataclasses
@@ -21,7 +20,7 @@ from tenas_jax.resolve import resolve
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the outcome of a training but the architecture.
+    """Everything except the architecture that determines the outcome of a training.
 
     Raises:
         InputError: a field has a value that cannot be used.
@@ -40,26 +39,26 @@ class Recipe:
     data: str
     """Labeled images: npz:PATH (arrays x and y), folder:PATH (a folder per class) or tfds:NAME."""
     test_data: str | None = None
-    """Images to evaluate on; None: of tfds:NAME its split validation or test, else the last sixth
-    of each class, which is then not trained on."""
+    """Test images; None: the split validation or test of tfds:NAME, otherwise the last sixth of
+    each class, which is then not used for training."""
     data_dir: str | None = None
-    """Where TensorFlow Datasets keeps its files; None is its own default."""
+    """Where TensorFlow Datasets keeps its files; None: its own default."""
     num_classes: int = 10
-    """Classes of the data."""
+    """Number of classes of the data."""
     image_size: int = 32
-    """Side of the images that the network sees, in pixels."""
+    """Side of the network's input images, in pixels."""
     stem: Literal["cifar", "imagenet"] = "cifar"
     """First layers of the network: imagenet halves the resolution three times."""
     channels: int = 36
     """Channels of the first cell."""
     cells: int = 20
-    """Cells; in nas-bench-201 those of each of its three stages."""
+    """Number of cells; in nas-bench-201 per stage."""
     epochs: int = 600
     """Passes over the training images."""
     batch_size: int = 96
-    """Images of a step, those of all devices together."""
+    """Images per step, over all devices."""
     learning_rate: float = 0.025
-    """Highest learning rate, from which a cosine falls to 0 at the last step."""
+    """Highest learning rate; a cosine decays it to 0 at the last step."""
     warmup_epochs: int = 0
     """Epochs in which the learning rate rises linearly from 0."""
     momentum: float = 0.9
@@ -69,29 +68,29 @@ class Recipe:
     weight_decay: float = 3e-4
     """Weight decay, added to the gradient."""
     decay_norm_and_bias: bool = True
-    """Whether batch norms and biases decay as well."""
+    """Whether weight decay also applies to batch norms and biases."""
     clip_norm: float | None = 5.0
-    """Largest norm of a gradient; None does not clip."""
+    """Maximum norm of the gradient; None: no clipping."""
     label_smoothing: float = 0.0
-    """Share of the target that is spread over all classes."""
+    """Label smoothing: the share of the target spread over all classes."""
     auxiliary: float = 0.0
-    """Weight of the auxiliary head's loss; 0 is without the head."""
+    """Weight of the auxiliary head's loss; 0: no head."""
     drop_path: float = 0.0
-    """Rate of dropped paths in the last epoch, which rises linearly from 0 in the first."""
+    """Drop path rate in the last epoch; it rises linearly from 0 in the first."""
     crop: Literal["padded", "resized"] = "padded"
     """Random crops: of the padded image, or of 8 to 100 % of the image, resized."""
     padding: int = 4
-    """Black pixels around an image that is cropped as padded."""
+    """Width of the black border for padded crops, in pixels."""
     cutout: int = 0
-    """Side of the square that is cut out of an image, in pixels."""
+    """Side of the cutout square, in pixels."""
     color_jitter: float = 0.0
-    """Most by which brightness, contrast and saturation are changed, as a share."""
+    """Maximum relative change of brightness, contrast and saturation."""
     sync_batch_norm: bool = True
-    """Whether batch norm sees the images of all devices, or each device's own."""
+    """Whether batch norm uses the images of all devices or only those of each device."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the layers' arithmetic; parameters and loss are float32."""
+    """Data type of the layers' arithmetic; parameters and loss are float32."""
     seed: int = 0
-    """Seed of weights, order and augmentation."""
+    """Seed of the weights, the order of the images and the augmentation."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -175,10 +174,10 @@ def _is_of(value: object, kind: Any) -> bool:
 
 
 def require_fits(recipe: Recipe) -> None:
-    """Refuse a training that cannot fit into memory, by lower bounds.
+    """Reject a training whose lower bound on memory does not fit.
 
     Args:
-        recipe: how it is trained.
+        recipe: the recipe.
 
     Raises:
         InputError: something is too large; the message names the field.
@@ -227,7 +226,7 @@ _CIFAR10 = Recipe(
 RECIPES: Mapping[str, Recipe] = {
     "cifar10": _CIFAR10,
     "cifar100": dataclasses.replace(_CIFAR10, data="tfds:cifar100", num_classes=100),
-    # As TE-NAS (arXiv 2102.11535, section 4.3) takes it from P-DARTS; jitter is without hue.
+    # TE-NAS (arXiv 2102.11535, section 4.3) takes this from P-DARTS; jitter keeps the hue.
     "imagenet": Recipe(
         space="darts",
         data="tfds:imagenet2012",
@@ -263,7 +262,7 @@ RECIPES: Mapping[str, Recipe] = {
 
 
 def get_recipe(name: str) -> Recipe:
-    """The recipe of that name.
+    """Look up a recipe by name.
 
     Args:
         name: a key of `RECIPES`, or `module:object`.

@@ -21,7 +21,7 @@ from tenas_jax.spaces import get_space
 from tenas_jax.training.augment import evaluation_images, training_images
 from tenas_jax.training.recipes import Recipe
 
-BATCH = "batch"  # the axis of the mesh, over which the images of a batch are spread
+BATCH = "batch"  # the mesh axis over which batches are sharded
 REPLICATED, SPREAD = PartitionSpec(), PartitionSpec(BATCH)
 
 
@@ -30,7 +30,7 @@ class Totals(NamedTuple):
 
     Attributes:
         loss: sum of the losses.
-        correct: how many were classified correctly.
+        correct: number of images classified correctly.
     """
 
     loss: Float[Array, ""]
@@ -38,13 +38,13 @@ class Totals(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """What the next step needs.
+    """The state needed by the next step.
 
     Attributes:
         step: number of steps done.
         variables: parameters and running statistics of the network.
         optimizer: state of the optimizer.
-        totals: of the images of this epoch.
+        totals: sums over the images of this epoch.
     """
 
     step: Int[Array, ""]
@@ -57,8 +57,8 @@ class StepInfo(NamedTuple):
     """What happened in a step.
 
     Attributes:
-        loss: mean over the batch, smoothed and with the auxiliary head.
-        accuracy: share of the batch that was classified correctly.
+        loss: mean over the batch, with label smoothing and the auxiliary head.
+        accuracy: fraction of the batch classified correctly.
     """
 
     loss: Float[Array, ""]
@@ -72,7 +72,7 @@ EvaluateStep = Callable[[PyTree, UInt8[Array, "n size size 3"], Int[Array, " n"]
 
 
 def make_network(genotype: str, recipe: Recipe) -> nn.Module:
-    """The network that a recipe makes of a genotype.
+    """Make the network of a genotype as a recipe says.
 
     Args:
         genotype: an architecture of the recipe's space.
@@ -82,7 +82,7 @@ def make_network(genotype: str, recipe: Recipe) -> nn.Module:
         A Flax module.
 
     Raises:
-        InputError: the genotype is not one of the space, or the recipe asks for no such network.
+        InputError: the genotype is not of this space, or the space has no such network.
     """
     space = get_space(recipe.space)
     mask = space.from_string(genotype)
@@ -103,17 +103,17 @@ def make_network(genotype: str, recipe: Recipe) -> nn.Module:
 
 
 def make_mesh(devices: Sequence[jax.Device], batch_size: int) -> Mesh:
-    """Devices that share each batch.
+    """A mesh of devices that share each batch.
 
     Args:
-        devices: those of all processes.
-        batch_size: images of all devices together.
+        devices: the devices of all processes.
+        batch_size: number of images over all devices.
 
     Returns:
         A mesh of one axis.
 
     Raises:
-        InputError: they cannot have equal shares.
+        InputError: the batch cannot be split equally.
     """
     if batch_size % len(devices):
         raise InputError(
@@ -124,14 +124,14 @@ def make_mesh(devices: Sequence[jax.Device], batch_size: int) -> Mesh:
 
 
 def learning_rate(recipe: Recipe, steps_per_epoch: int) -> optax.Schedule:
-    r"""A cosine after a linear warmup.
+    r"""Cosine decay after a linear warmup.
 
     .. math:: \eta_t = \frac{\eta}{2}\left(1 + \cos\frac{\pi (t - w)}{T - w}\right), t \ge w;
         \quad \eta_t = \eta\, t / w, t < w
 
     Args:
-        recipe: highest rate, epochs, epochs of warmup.
-        steps_per_epoch: steps of an epoch.
+        recipe: the highest rate, the number of epochs and of warmup epochs.
+        steps_per_epoch: number of steps per epoch.
 
     Returns:
         A function of the number of steps done.
@@ -153,25 +153,25 @@ def learning_rate(recipe: Recipe, steps_per_epoch: int) -> optax.Schedule:
 
 
 def drop_path_rate(recipe: Recipe, step: Int[Array, ""], steps_per_epoch: int) -> Float[Array, ""]:
-    """The rate of an epoch, which rises linearly as in DARTS.
+    """The drop path rate of an epoch, which rises linearly as in DARTS.
 
     Args:
-        recipe: rate and epochs.
+        recipe: the final rate and the number of epochs.
         step: number of steps done.
-        steps_per_epoch: steps of an epoch.
+        steps_per_epoch: number of steps per epoch.
 
     Returns:
-        The probability to leave out an operator for an image.
+        The probability of dropping an operator for an image.
     """
     return recipe.drop_path * (step // steps_per_epoch) / recipe.epochs
 
 
 def make_optimizer(recipe: Recipe, steps_per_epoch: int) -> optax.GradientTransformation:
-    """Stochastic gradient descent as PyTorch does it: clip, add weight decay, momentum, scale.
+    """Stochastic gradient descent in PyTorch's order: clip, add weight decay, momentum, scale.
 
     Args:
-        recipe: all its numbers.
-        steps_per_epoch: steps of an epoch.
+        recipe: the hyperparameters.
+        steps_per_epoch: number of steps per epoch.
 
     Returns:
         An optax optimizer.
@@ -188,12 +188,12 @@ def make_optimizer(recipe: Recipe, steps_per_epoch: int) -> optax.GradientTransf
 def cross_entropy(
     logits: Float[Array, "n classes"], labels: Int[Array, " n"], smoothing: float = 0.0
 ) -> Float[Array, " n"]:
-    r"""Cross entropy with a target of which a share is spread over all classes.
+    r"""Cross entropy with label smoothing.
 
     .. math:: -\sum_k \left((1 - s)\, [k = y] + s / K\right) \log p_k
 
     Args:
-        logits: of K classes.
+        logits: logits of K classes.
         labels: y.
         smoothing: s.
 
@@ -206,7 +206,7 @@ def cross_entropy(
 
 
 def initial_variables(network: nn.Module, recipe: Recipe) -> PyTree:
-    """Random parameters, and running statistics before the first step.
+    """Initial parameters and running statistics.
 
     Args:
         network: the network.
@@ -244,7 +244,7 @@ def initial_state(variables: PyTree, optimizer: optax.GradientTransformation) ->
     """The state before the first step.
 
     Args:
-        variables: those of the network.
+        variables: the variables of the network.
         optimizer: the optimizer.
 
     Returns:
@@ -271,24 +271,24 @@ def make_train_step(
     normalization: Normalization,
     mesh: Mesh,
 ) -> TrainStep:
-    """Compile a step, which depends on nothing but its arguments and the seed.
+    """Compile a training step, which depends only on its arguments and the seed.
 
     Args:
         network: the network.
-        recipe: everything else.
+        recipe: the other settings.
         optimizer: the optimizer.
-        steps_per_epoch: steps of an epoch.
-        normalization: of the images.
+        steps_per_epoch: number of steps per epoch.
+        normalization: mean and standard deviation of the images.
         mesh: the devices.
 
     Returns:
-        A function of a state on all devices and of a batch that is spread over them.
+        A function of a state on all devices and of a batch sharded over them.
     """
 
     def update(
         state: TrainState, images: Array, labels: Array, shards: str | None = None
     ) -> tuple[TrainState, StepInfo]:
-        """Of all images or, with the name of the mesh's axis, of a device's own."""
+        """Update with all images or, given the name of the mesh axis, with a device's images."""
         key = jax.random.fold_in(jax.random.fold_in(random_key(recipe.seed), 1), state.step)
         if shards:
             key = jax.random.fold_in(key, jax.lax.axis_index(shards))
@@ -327,7 +327,7 @@ def make_train_step(
         state = TrainState(state.step + 1, variables, optimizer_state, totals)
         return state, StepInfo(loss, accuracy)
 
-    # The compiler sums over all devices where this says mean.
+    # The compiler makes each mean a mean over all devices.
     step: TrainStep = update
     if not recipe.sync_batch_norm:
         step = jax.shard_map(
@@ -335,7 +335,7 @@ def make_train_step(
             mesh=mesh,
             in_specs=(REPLICATED, SPREAD, SPREAD),
             out_specs=REPLICATED,
-            check_vma=False,  # or gradients would be summed before they are averaged
+            check_vma=False,  # otherwise gradients would be summed before they are averaged
         )
     return jax.jit(step, out_shardings=NamedSharding(mesh, REPLICATED))
 
@@ -348,12 +348,12 @@ def make_evaluate_step(
     Args:
         network: the network.
         recipe: the size of the images.
-        normalization: of the images.
+        normalization: mean and standard deviation of the images.
         mesh: the devices.
 
     Returns:
-        A function of the network's variables on all devices, and of a batch that is spread over
-            them. Images with a negative label are padding and do not count.
+        A function of the network's variables on all devices and of a batch sharded over them.
+            Images with a negative label are padding and do not count.
     """
 
     def evaluate(variables: PyTree, images: Array, labels: Array) -> Totals:
@@ -369,16 +369,16 @@ def make_evaluate_step(
 def inference(
     network: nn.Module, variables: PyTree, recipe: Recipe, normalization: Normalization
 ) -> Callable[[UInt8[Array, "n size size 3"]], Float[Array, "n classes"]]:
-    """The trained network as a function of images alone.
+    """The trained network as a function of images only.
 
     Args:
         network: the network.
         variables: its parameters and running statistics.
         recipe: the size of the images.
-        normalization: of the images.
+        normalization: mean and standard deviation of the images.
 
     Returns:
-        A function from images, 0 to 255, to logits.
+        A function from images with pixels from 0 to 255 to logits.
     """
     variables = jax.tree.map(jnp.asarray, variables)
 
