@@ -184,7 +184,8 @@ def trajectory(
     for start, end in pairwise(points):
         axes.add_patch(_arrow(start, end, ARROW_COLOR, shrinkA=4, shrinkB=4, clip_on=False))
     if x_error.any() or y_error.any():
-        axes.errorbar(*points.T, y_error, x_error, fmt="none", ecolor=colors, elinewidth=1)
+        bars: dict[str, Any] = {"ecolor": colors, "elinewidth": 1}
+        axes.errorbar(x, points[:, 1], y_error, x_error, fmt="none", **bars)
     is_found = np.arange(len(points)) == len(rounds)
     markers = (
         (finite & ~is_found, "o", "numbered by round, from 1"),
@@ -208,10 +209,10 @@ def trajectory(
     x, y = points.T
     lower, upper = np.clip([y - y_error, y + y_error], bottom, top)
     ends = [(x - x_error, y), (x + x_error, y), (x, lower), (x, upper)]
-    places, *bars = (
+    places, *bar_ends = (
         axes.transData.transform(np.stack(each, 1)) * scale for each in [(x, y), *ends]
     )
-    offsets = _label_offsets(places, bars, *axes.bbox.get_points() * scale)[: len(rounds)]
+    offsets = _label_offsets(places, bar_ends, *axes.bbox.get_points() * scale)[: len(rounds)]
     for entry, point, offset, color in zip(rounds, points, offsets, colors, strict=False):
         label, (dx, dy) = str(entry["round"] + 1), offset
         axes.annotate(label, point, (dx, dy), textcoords="offset points", color=color, **CENTERED)

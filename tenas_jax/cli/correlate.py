@@ -1,9 +1,9 @@
 """`tenas correlate`: how well metrics order architectures by their accuracy."""
 
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -17,7 +17,7 @@ from tenas_jax.cli.signals import run_interruptibly
 from tenas_jax.cli.terminal import parse
 from tenas_jax.errors import InputError, first_line
 from tenas_jax.metrics.registry import METRICS
-from tenas_jax.searching.progress import progress_bar, say
+from tenas_jax.searching.progress import say, show_count
 
 if TYPE_CHECKING:
     import numpy as np
@@ -160,7 +160,7 @@ def _correlate(options: CorrelateOptions) -> None:
     captions = {ALL: "architectures", ALIVE: "of them without dead operators"}
     pools: dict[str, Pool] = {}
     console = Console()
-    with progress_bar(console) as bar:
+    with show_count(console, "resampling") as progress:
         for name, chosen in {ALL: np.ones(len(rows), bool), ALIVE: alive}.items():
             if name == ALIVE and alive.sum() < 2:
                 say(console, "fewer than two architectures have no dead operators")
@@ -170,7 +170,7 @@ def _correlate(options: CorrelateOptions) -> None:
                 for columns in (scored.columns, *others)
             ]
             steps = len(scores) * len(scores[0]) * len(STATISTICS)
-            task = bar.add_task("resampling", total=steps)
+            advance = _counting(progress, steps)
             accuracy = table.accuracies[rows][chosen]
             estimates = [
                 correlate(
@@ -178,7 +178,7 @@ def _correlate(options: CorrelateOptions) -> None:
                     accuracy,
                     resamples=None if others else options.resamples,
                     seed=options.seed,
-                    progress=partial(bar.advance, task),
+                    progress=advance,
                 )
                 for each in scores
             ]
@@ -202,6 +202,12 @@ def _correlate(options: CorrelateOptions) -> None:
             options.plots.mkdir(parents=True, exist_ok=True)
         _write_plots(pools, alive, options)
         say(console, f"plots are in {options.plots}")
+
+
+def _counting(show: Callable[[int, int], None], total: int) -> Callable[[], None]:
+    """What is called after each of so many steps."""
+    done = itertools.count(1)
+    return lambda: show(next(done), total)
 
 
 def _read_scores(options: CorrelateOptions, path: Path, table: "AccuracyTable") -> "Architectures":

@@ -14,7 +14,7 @@ from tenas_jax.cli.terminal import parse
 from tenas_jax.errors import InputError
 from tenas_jax.host.devices import Machine, configure_jax
 from tenas_jax.host.processes import is_main, shared_errors
-from tenas_jax.searching.progress import progress_bar, say
+from tenas_jax.searching.progress import say, show_count
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,7 @@ def run(argv: Sequence[str]) -> int:
     like = abstract_variables(network, recipe)
     step, variables = load_variables(options.folder, training, like, options.checkpoint)
     console = Console(quiet=not is_main())
-    with shared_errors(), progress_bar(console) as bar:
-        task = bar.add_task("reading images")
-
-        def progress(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
+    with shared_errors(), show_count(console, "reading images") as progress:
         if options.data is None:
             images = load_split(recipe, progress).test
         else:

@@ -11,7 +11,7 @@ from rich.console import Console
 from tenas_jax.cli.signals import run_interruptibly
 from tenas_jax.cli.terminal import parse
 from tenas_jax.errors import InputError
-from tenas_jax.searching.progress import progress_bar, say
+from tenas_jax.searching.progress import say, show_count
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,6 @@ def _convert(options: ConvertOptions) -> None:
     from tenas_jax.analysis.nasbench import convert
 
     console = Console()
-    with progress_bar(console) as bar:
-        task = bar.add_task("reading architectures", total=None)
-        count = convert(
-            options.archive,
-            options.output,
-            lambda done, total: bar.update(task, completed=done, total=total),
-        )
+    with show_count(console, "reading architectures") as progress:
+        count = convert(options.archive, options.output, progress)
     say(console, f"{count} architectures are in {options.output}")

@@ -125,6 +125,7 @@ def parse_score(argv: Sequence[str]) -> tuple[str, ScoreOptions]:
         description="Measure architectures by metrics, and write a CSV file with a row for each of "
         f"them (tenas list metrics). {LABELS}\n\n{about_presets()}",
         default=ScoreOptions(config),
+        brief=True,
     )
 
 

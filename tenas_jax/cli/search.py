@@ -97,6 +97,7 @@ def parse_search(argv: Sequence[str]) -> tuple[str, SearchOptions]:
         usage="[PRESET]",
         description=f"Find an architecture without training. {about_presets()}",
         default=SearchOptions(config),
+        brief=True,
     )
 
 

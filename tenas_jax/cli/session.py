@@ -59,10 +59,11 @@ def split_preset(
 
 
 def about_presets() -> str:
-    """Help for presets."""
+    """Help for presets, and where there is more help."""
     return (
         "Flags default to the values of the preset (tenas list presets), which is "
-        f"{DEFAULT_PRESET} if none is named."
+        f"{DEFAULT_PRESET} if none is named. --help-verbose explains every flag; tenas list names "
+        "presets, spaces, metrics and image sources, with a line each."
     )
 
 
@@ -126,13 +127,10 @@ def open_session(problem: "Problem", machine: Machine) -> Session:
             every process, if one of them says so.
     """
     from tenas_jax import api
-    from tenas_jax.searching.progress import progress_bar
+    from tenas_jax.searching.progress import show_count
 
     devices = configure_jax(machine)
     console = Console(quiet=not is_main())
-    with shared_errors(), progress_bar(console) as bar:
-        task = bar.add_task("reading images")
-        images = api.read_images(
-            problem, lambda done, total: bar.update(task, completed=done, total=total)
-        )
+    with shared_errors(), show_count(console, "reading images") as progress:
+        images = api.read_images(problem, progress)
     return Session(images, devices, console)

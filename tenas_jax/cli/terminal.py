@@ -25,6 +25,7 @@ def parse(
     description: str,
     usage: str = "",
     default: Options | None = None,
+    brief: bool = False,
 ) -> Options:
     """Parse the words after a command.
 
@@ -35,6 +36,7 @@ def parse(
         description: what its help starts with.
         usage: what it takes before its flags.
         default: where the flags have their defaults from, if not from the dataclass.
+        brief: whether --help only names the flags, and --help-verbose explains them.
 
     Returns:
         The options.
@@ -67,6 +69,7 @@ def parse(
                 args=words,
                 prog=f"tenas {command} {usage}".rstrip(),
                 description=description,
+                compact_help=brief,
                 **given,
             )
             _require_local_paths(parsed)

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -21,7 +22,7 @@ from tenas_jax.host.devices import Machine, configure_jax
 from tenas_jax.host.locks import locked
 from tenas_jax.host.processes import is_main, shared_errors
 from tenas_jax.numerics import MAX_STEPS
-from tenas_jax.searching.progress import progress_bar, say
+from tenas_jax.searching.progress import Step, say, show_count, show_steps
 from tenas_jax.training.recipes import RECIPES, Recipe, get_recipe, require_fits
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def _default_recipe(architecture: str | None) -> str:
 
 @contextlib.contextmanager
 def show_progress(console: Console) -> "Iterator[Callable[[Progress], None]]":
-    """A line for each epoch, and a bar over all steps where there is a terminal.
+    """A line for each epoch, and how far the training is; see `show_steps`.
 
     Args:
         console: where to print.
@@ -157,12 +158,19 @@ def show_progress(console: Console) -> "Iterator[Callable[[Progress], None]]":
     Yields:
         What `fit` calls with its progress.
     """
-    with progress_bar(console) as bar:
-        task = bar.add_task("compiling")
+    with show_steps(console) as show:
+        show(Step("compiling"))
+        first: tuple[int, float] | None = None  # step done, and when
 
         def update(progress: "Progress") -> None:
+            nonlocal first
+            now = time.monotonic()
+            first = first or (progress.step, now)
+            new, left = progress.step - first[0], None
+            if new:
+                left = (now - first[1]) / new * (progress.steps - progress.step)
             speed = f"{progress.images_per_second:.0f} images/s"
-            bar.update(task, description=speed, completed=progress.step, total=progress.steps)
+            show(Step("training", progress.step, progress.steps, f"steps at {speed}", left))
             if progress.epoch_record is not None:
                 record = progress.epoch_record
                 say(
@@ -202,11 +210,8 @@ def _train(
     devices = configure_jax(options.machine)
     make_mesh(devices, recipe.batch_size)  # raises if they cannot share it
     console = Console(quiet=not is_main())
-    with shared_errors(), progress_bar(console) as bar:
-        task = bar.add_task("reading images")
-        split = load_split(
-            recipe, lambda done, total: bar.update(task, completed=done, total=total)
-        )
+    with shared_errors(), show_count(console, "reading images") as counted:
+        split = load_split(recipe, counted)
     steps = recipe.epochs * (split.train.count // recipe.batch_size)
     if steps > MAX_STEPS:
         raise InputError(f"{recipe.epochs} epochs have {steps} steps: {MAX_STEPS} are possible")

@@ -1,8 +1,11 @@
-"""How the progress of a search is shown: a bar on a terminal or in a notebook, lines elsewhere."""
+"""How progress is shown: a bar on a terminal or in a notebook, lines in the log of a batch job."""
 
 import contextlib
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
@@ -10,21 +13,24 @@ from rich.progress import Progress as RichProgress
 
 from tenas_jax.searching.loop import Progress
 
-Show = Callable[[Progress], None]
+INTERVAL = 30.0  # seconds after which there is another line
 
 
-def progress_bar(console: Console) -> RichProgress:
-    """A progress bar that goes away when it is full; none where there is no terminal.
+class Step(NamedTuple):
+    """What a command is doing, and how far it is."""
 
-    Args:
-        console: where it is drawn.
+    name: str
+    done: int = 0
+    total: int | None = None
+    """None: unknown."""
+    unit: str = ""
+    """What is counted."""
+    seconds_left: float | None = None
+    announced: bool = True
+    """Whether its beginning is worth a line; otherwise it has one only where it takes long."""
 
-    Returns:
-        A context manager with `add_task` and `update`.
-    """
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    off = not console.is_terminal
-    return RichProgress(*columns, console=console, transient=True, disable=off)
+
+Show = Callable[[Step], None]
 
 
 def say(console: Console, text: str) -> None:
@@ -38,8 +44,33 @@ def say(console: Console, text: str) -> None:
 
 
 @contextlib.contextmanager
-def show_progress(console: Console) -> Iterator[Show]:
-    """A bar over all measurements on a terminal or in a notebook, a line for each round elsewhere.
+def show_steps(console: Console) -> Iterator[Show]:
+    """A bar on a terminal or in a notebook. Elsewhere a line for each step, and every 30 seconds.
+
+    Args:
+        console: where to print.
+
+    Yields:
+        What is called with the current step, as often as one likes.
+    """
+    if _in_notebook():
+        yield _notebook_bar()
+    # Not what Rich calls a terminal, which a log file is if FORCE_COLOR is set.
+    elif console.file.isatty() and console.is_terminal and not console.is_dumb_terminal:
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+        with RichProgress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task("starting", total=None)
+            yield lambda step: bar.update(
+                task, description=_with_time(step), completed=step.done, total=step.total
+            )
+    else:
+        with _Lines(console) as lines:
+            yield lines.show
+
+
+@contextlib.contextmanager
+def show_progress(console: Console) -> Iterator[Callable[[Progress], None]]:
+    """How far a search is; see `show_steps`.
 
     Args:
         console: where to print.
@@ -47,34 +78,91 @@ def show_progress(console: Console) -> Iterator[Show]:
     Yields:
         What `run_search` calls with its progress.
     """
-    if _in_notebook():
-        yield _notebook_bar()
-    elif console.is_terminal:
-        with progress_bar(console) as bar:
-            task = bar.add_task("starting")
-
-            def update_bar(progress: Progress) -> None:
-                description = _state(progress)
-                bar.update(
-                    task, description=description, completed=progress.done, total=progress.total
-                )
-
-            yield update_bar
-    else:
-        yield _lines(console)
+    with show_steps(console) as show:
+        yield lambda progress: show(_step(progress))
 
 
-def _lines(console: Console) -> Show:
-    shown: set[tuple[int, bool]] = set()
+@contextlib.contextmanager
+def show_count(console: Console, name: str) -> Iterator[Callable[[int, int | None], None]]:
+    """How much of something is done that rarely takes long; see `show_steps`.
 
-    def print_round(progress: Progress) -> None:
-        kind = progress.round, bool(progress.compiling)
-        if kind not in shown:
-            shown.add(kind)
-            done = f"{progress.done} of {progress.total} measurements done"
-            say(console, f"{_state(progress)}: {done}")
+    Args:
+        console: where to print.
+        name: what is done.
 
-    return print_round
+    Yields:
+        What is called with how many are done, and how many there are.
+    """
+    with show_steps(console) as show:
+        show(Step(name, announced=False))
+        yield lambda done, total: show(Step(name, done, total, announced=False))
+
+
+def duration(seconds: float) -> str:
+    """A time in words, to its two largest units.
+
+    Example:
+        >>> [duration(seconds) for seconds in (0.4, 59.6, 185, 7380)]
+        ['0 s', '1 min 0 s', '3 min 5 s', '2 h 3 min']
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+class _Lines:
+    """Lines about the current step, in the background where it takes long.
+
+    Args:
+        console: where to print.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._step = console, Step("starting", announced=False)
+        self._began = self._printed = self._shown = time.monotonic()
+        self._lock, self._over = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._repeat, daemon=True)
+
+    def __enter__(self) -> "_Lines":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def show(self, step: Step) -> None:
+        with self._lock:
+            begins = step.announced and step.name != self._step.name
+            self._step, self._shown = step, time.monotonic()
+            if begins or self._wait() <= 0:
+                self._print()
+
+    def _repeat(self) -> None:
+        # What the terminal does not take, the next line says so in the main thread.
+        with contextlib.suppress(OSError, ValueError):
+            while not self._over.wait(self._wait()):
+                with self._lock:
+                    if self._wait() <= 0:
+                        self._print()
+
+    def _wait(self) -> float:
+        """Seconds to the next line."""
+        return self._printed + INTERVAL - time.monotonic()
+
+    def _print(self) -> None:
+        self._printed = now = time.monotonic()
+        step, facts = self._step, []
+        if step.done or step.total is not None:
+            of = "" if step.total is None else f" of {step.total}"
+            facts.append(" ".join(f"{step.done}{of} {step.unit}".split()) + " done")
+        facts.append(f"{duration(now - self._began)} elapsed")
+        if step.seconds_left is not None:
+            left = max(step.seconds_left - (now - self._shown), 0.0)
+            facts.append(f"about {duration(left)} left")
+        say(self._console, f"{step.name}: {', '.join(facts)}")
 
 
 def _in_notebook() -> bool:
@@ -87,23 +175,27 @@ def _in_notebook() -> bool:
 def _notebook_bar() -> Show:
     from IPython.display import HTML, display
 
-    def html(value: int, total: int, text: str) -> HTML:
-        return HTML(f"<progress value={value} max={total}></progress> {text}")
+    def html(step: Step) -> HTML:
+        value = "" if step.total is None else f"value={step.done} max={step.total}"
+        count = "" if step.total is None else f"{step.done} of {step.total}, "
+        return HTML(f"<progress {value}></progress> {count}{_with_time(step)}")
 
-    handle = display(html(0, 1, "starting"), display_id=True)
-
-    def update(progress: Progress) -> None:
-        text = f"{progress.done} of {progress.total}, {_state(progress)}"
-        handle.update(html(progress.done, progress.total, text))
-
-    return update
+    handle = display(html(Step("starting")), display_id=True)
+    return lambda step: handle.update(html(step))
 
 
-def _state(progress: Progress) -> str:
-    """The round, and what is being compiled or how long the rest takes."""
-    state = f"round {progress.round + 1} of {progress.rounds}"
+def _with_time(step: Step) -> str:
+    """Its name, and how long the rest takes."""
+    left = step.seconds_left
+    return step.name if left is None else f"{step.name}, {duration(left)} left"
+
+
+def _step(progress: Progress) -> Step:
+    """The round of a search, and what is being compiled."""
+    name = f"round {progress.round + 1} of {progress.rounds}"
+    if progress.round == progress.rounds:
+        name = "what was found"
+    left = progress.seconds_left
     if progress.compiling:
-        return f"{state}, compiling {', '.join(progress.compiling)}"
-    if progress.seconds_left is None:
-        return state
-    return f"{state}, {progress.seconds_left:.0f} s left"
+        name, left = f"{name}, compiling {', '.join(progress.compiling)}", None
+    return Step(name, progress.done, progress.total, "measurements", left)

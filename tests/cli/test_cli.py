@@ -106,12 +106,30 @@ def test_version(capsys):
     assert re.fullmatch(r"tenas_jax \d+\.\d+.*\n", capsys.readouterr().out)
 
 
-def test_help_lists_every_field(capsys):
+def help_of(capsys, *words):
     with pytest.raises(SystemExit) as exit:
-        cli.main(["search", "--help"])
+        cli.main(list(words))
     assert exit.value.code == 0
-    text = capsys.readouterr().out
-    assert "tenas list presets" in text
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["search", "score", "train", "correlate"])
+def test_help_fits_two_screens(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert len(help_of(capsys, command, "--help").splitlines()) <= 100
+
+
+@pytest.mark.parametrize("command", ["search", "score"])
+def test_help_says_where_the_rest_is(capsys, command):
+    brief, verbose = (help_of(capsys, command, flag) for flag in ("--help", "--help-verbose"))
+    for text in (brief, verbose):
+        assert "tenas list presets" in text
+        assert "--help-verbose explains every flag; tenas list names presets, spaces," in text
+    assert set(re.findall(r"--[a-z][\w.-]+", verbose)) == set(re.findall(r"--[a-z][\w.-]+", brief))
+
+
+def test_verbose_help_explains_every_field(capsys):
+    text = help_of(capsys, "search", "--help-verbose")
     flags = {
         f"--{group}{name}".replace("_", "-")
         for group, values in [("", configs.get_preset("nas-bench-201").to_dict())]
@@ -145,10 +163,14 @@ def test_a_search_prints_a_line_per_round_and_the_summary(scorer, capsys, monkey
     lines = out.splitlines()
     assert lines[0].startswith("nas-bench-201: space nas-bench-201, 80 images of photos, 1 x cpu, ")
     assert lines[0].endswith("24 evaluations in round 1, 3 repeats each")
-    assert lines[1] == "round 1 of 3, compiling kappa, regions: 0 of 171 measurements done"
-    assert lines[2] == "round 1 of 3: 0 of 171 measurements done"
-    assert re.fullmatch(r"round 2 of 3, \d+ s left: 75 of 171 measurements done", lines[3])
-    assert re.fullmatch(r"round 3 of 3, \d+ s left: 132 of 171 measurements done", lines[4])
+    compiling = "round 1 of 3, compiling kappa, regions"
+    assert lines[1] == f"{compiling}: 0 of 174 measurements done, 0 s elapsed"
+    assert lines[2] == "round 1 of 3: 0 of 174 measurements done, 0 s elapsed"
+    later = [("round 2 of 3", 75), ("round 3 of 3", 132), ("what was found", 171)]
+    for line, (name, done) in zip(lines[3:6], later, strict=True):
+        start = f"{name}: {done} of 174 measurements done, "
+        assert re.fullmatch(re.escape(start) + r"\d+ s elapsed, about \d+ s left", line)
+    assert re.search(r"(?m)^ *found +[\d.e+]+ ± [\d.e+]+ ", out)
     genotype = json.loads((workdir / "result.json").read_text())["genotype"]
     assert f"\ngenotype {genotype}\n" in out
     assert lines[-1] == "files are in tenas-runs/nas-bench-201-seed4"
@@ -173,11 +195,11 @@ def test_an_accuracy_table_is_asked_for_what_was_found(scorer, capsys, tmp_path)
 
 
 def test_a_terminal_shows_a_bar(scorer, capsys, monkeypatch):
-    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
     assert cli.main(["search"]) == 0
     out = capsys.readouterr().out
-    assert "171/171" in out
+    assert "174/174" in out
     assert "round 3 of 3" in out
     assert "measurements done" not in out
 
@@ -215,7 +237,9 @@ def test_an_interruption_says_how_to_go_on(scorer, capsys, monkeypatch, number, 
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     scorer.compiled = 0
     assert cli.main(shlex.split(error.partition("with: ")[2])[1:]) == 0
-    assert len(scorer.rows) == 2 * 16 + (43 + 5) + (57 + 7) + (39 + 9)  # with padding of each round
+    assert (
+        len(scorer.rows) == 2 * 16 + (43 + 5) + (57 + 7) + (39 + 9) + 16
+    )  # with padding of each round
 
 
 def test_a_bug_shows_its_traceback(scorer, monkeypatch):
