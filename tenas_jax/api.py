@@ -511,7 +511,7 @@ def _folder(workdir: str | Path | None) -> Iterator[Path]:
     try:
         yield folder
     except (KeyboardInterrupt, SystemExit) as interruption:
-        interruption.add_note(f"what was measured is kept: go on with workdir={str(folder)!r}")
+        interruption.add_note(f"the measurements are kept: continue with workdir={str(folder)!r}")
         raise
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)

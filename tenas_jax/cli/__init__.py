@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-# Before JAX is loaded: XLA's C++ says on stderr where a compilation is slow; its errors are raised
-# all the same. JAX itself sets 1, which processes started by a program that uses JAX inherit.
+# Set before JAX is loaded: XLA's C++ code reports slow compilations on stderr; errors are raised
+# anyway. JAX itself sets 1, which is inherited by processes started from a program that uses JAX.
 if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
@@ -17,11 +17,11 @@ from tenas_jax.errors import InputError, first_line
 
 COMMANDS = {
     "search": "find an architecture",
-    "score": "measure architectures by all metrics",
-    "correlate": "compare such scores with trained accuracies",
-    "list": "name the presets, spaces, metrics, recipes and image sources there are",
-    "nasbench": "make tables of accuracies from the archives of NAS-Bench-201",
-    "plot": "draw the pictures of a finished search again, for a paper",
+    "score": "measure architectures by any metrics",
+    "correlate": "compare scores with trained accuracies",
+    "list": "list presets, spaces, metrics, recipes and image sources",
+    "nasbench": "make accuracy tables from the archives of NAS-Bench-201",
+    "plot": "redraw the figures of a finished search for a paper",
     "describe": "print and draw an architecture: layers, parameters, FLOPs",
     "train": "train an architecture",
     "eval": "evaluate a trained network",
@@ -41,18 +41,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `tenas`.
 
     Args:
-        argv: the words after `tenas`; None: those of this process, which is about to end.
+        argv: the arguments after `tenas`; None: those of this process, which then exits.
 
     Returns:
-        Exit code: 0, 1 if another process of the search ended, 2 for bad input and for what the
-            machine refuses, 130 or 143 after SIGINT or SIGTERM.
+        Exit code: 0; 1 if another process of the search ended; 2 for bad input and for errors of
+            the machine, such as a full disk; 130 or 143 after SIGINT or SIGTERM.
 
     Example:
         >>> main(["--version"]) # doctest: +ELLIPSIS
         tenas_jax ...
         0
     """
-    # Not `list(...)`: here that is the module of the command.
+    # Not `list(...)`, which is the module of a command here.
     words = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
     if argv is not None:
         return _run(words)
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str]) -> int:
-    """Run a command, and explain in one line what it cannot do."""
+    """Run a command; print errors as one line."""
     try:
         try:
             code = _dispatch(*words)
@@ -93,7 +93,7 @@ def _dispatch(command: str, *arguments: str) -> int:
         return completion.run(command, *arguments)
     if command not in COMMANDS:
         raise InputError(f"unknown command {command!r}: choose one of {', '.join(COMMANDS)}")
-    # A signal while these are imported ends in one line as well.
+    # Imported here, so that a signal during the import is handled as well.
     from jax.errors import JaxRuntimeError
 
     from tenas_jax.host.processes import LostProcess
@@ -113,7 +113,7 @@ def _dispatch(command: str, *arguments: str) -> int:
 
 
 def _leave(code: int) -> int:
-    """End the search of this process, if it takes part in one."""
+    """Leave a distributed run, if this process is part of one."""
     if "tenas_jax.host.processes" not in sys.modules:
         return code
     from tenas_jax.host.processes import leave
@@ -122,7 +122,7 @@ def _leave(code: int) -> int:
 
 
 def _prepare_streams() -> None:
-    """Streams that take every character, also where there are none or their encoding is narrow."""
+    """Make stdout and stderr accept every character, even if they are closed or not UTF-8."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
@@ -130,7 +130,7 @@ def _prepare_streams() -> None:
 
 
 def _standard_output() -> str:
-    """Its name; what could not be written there is not tried again."""
+    """The name of stdout in messages; also discards what could not be written to it."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.close(nowhere)

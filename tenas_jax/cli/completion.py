@@ -1,4 +1,4 @@
-"""`tenas --tyro-print-completion SHELL`: complete commands, flags and their choices."""
+"""`tenas --tyro-print-completion SHELL`: shell completion of commands, flags and choices."""
 
 import contextlib
 from typing import Annotated, Any, Union
@@ -20,7 +20,7 @@ from tenas_jax.errors import InputError
 from tenas_jax.training.recipes import get_recipe
 
 SHELLS = "bash", "zsh", "fish", "tcsh"
-# The flags of each command, and the instance that holds their defaults.
+# The flags of each command, and an instance with their defaults.
 OPTIONS: dict[str, tuple[type, Any]] = {
     "search": (SearchOptions, SearchOptions(get_preset(DEFAULT_PRESET))),
     "score": (ScoreOptions, ScoreOptions(get_preset(DEFAULT_PRESET))),
@@ -41,13 +41,13 @@ def run(flag: str, shell: str = "", *file: str) -> int:
     Args:
         flag: `--tyro-print-completion`, or `--tyro-write-completion`.
         shell: one of `SHELLS`.
-        file: where the script is written.
+        file: the output file.
 
     Returns:
         Exit code: 0.
 
     Raises:
-        InputError: the shell is unknown, or a file is missing or given without need.
+        InputError: the shell is unknown, or a file is missing or unexpected.
     """
     writes = flag == "--tyro-write-completion"
     if shell not in SHELLS or len(file) != writes:

@@ -1,4 +1,4 @@
-"""`tenas correlate`: how well metrics order architectures by their accuracy."""
+"""`tenas correlate`: how well metrics order architectures by accuracy."""
 
 import itertools
 import re
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from tenas_jax.analysis.nasbench import AccuracyTable, Architectures
     from tenas_jax.analysis.statistics import Values
 
-# Statistics of all architectures and those of the first, with the decimal places of the value and
-# of the ends of its interval.
+# Statistics over all architectures and over the top ones: header, decimal places of the value and
+# of the interval.
 ORDER = {
     "kendall_tau": ("Kendall tau", 3, 2),
     "spearman": ("Spearman", 3, 2),
@@ -46,17 +46,17 @@ ALL, ALIVE = "all", "without_dead_operators"
 
 @dataclass(frozen=True)
 class CorrelateOptions:
-    """What `tenas correlate` is told."""
+    """Options of `tenas correlate`."""
 
     scores: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SCORES ...")]
-    """CSV file with a column of architectures (genotypes, NASLib's six numbers, or indices that the
-    table has) and a column for each metric; inf and nan are the worst. Several files are of other
-    seeds of the same architectures: mean and deviation over them take the place of intervals."""
+    """CSV file with a column of architectures (genotypes, NASLib's six numbers, or indices in the
+    accuracy table) and a column for each metric; inf and nan are the worst. Several files: the same
+    architectures with other seeds; mean and deviation over the files replace the intervals."""
     accuracy_table: Path
     """CSV file with the column arch and accuracies, as tenas nasbench makes; without the columns
     params_m and flops_m these are computed, with the column index SCORES may have indices."""
     column: str = "cifar10_test"
-    """Accuracy to compare with."""
+    """Column of the accuracy to compare with."""
     unit: Literal["percent", "fraction"] = "percent"
     """Unit of the accuracies."""
     genotype_column: str = "genotype"
@@ -64,16 +64,16 @@ class CorrelateOptions:
     arch_column: str = "arch"
     """Column of the architectures in the accuracy table."""
     metrics: str = ""
-    """Columns to take, such as kappa,-snip,mine:lower: metrics, or other columns with what is
-    better; a minus turns it (where it comes first, --metrics=-snip). Without it every column is
-    taken."""
+    """Columns to use, such as kappa,-snip,mine:lower: metrics, or other columns with their
+    direction; a minus reverses it (if it comes first, write --metrics=-snip). Default: all
+    columns."""
     sums: str = ""
     """Rank sums of columns to add, such as kappa+regions,regions+-snip,kappa+mine:higher."""
     resamples: int = 1000
-    """How often architectures are drawn anew for the 95 % intervals, with repetition or, where only
-    the first count, half of them without it."""
+    """Number of resamples for the 95 % intervals: bootstrap resamples, or random halves for
+    statistics of the top architectures."""
     seed: int = 0
-    """Of the drawing."""
+    """Seed of the resamples."""
     plots: Path | None = None
     """Folder for a plot of each metric and rank sum against accuracy."""
     format: Literal["png", "pdf", "svg"] = "png"
@@ -96,17 +96,17 @@ class CorrelateOptions:
 
     @property
     def terms(self) -> list[Term]:
-        """Columns asked for."""
+        """The requested columns."""
         return parse_terms(self.metrics)
 
     @property
     def sum_terms(self) -> list[list[Term]]:
-        """For each rank sum its columns."""
+        """The columns of each rank sum."""
         return parse_sums(self.sums)
 
 
 class Pool(NamedTuple):
-    """Architectures that are compared with each other, and what came out for each file."""
+    """A set of architectures to compare, with the estimates for each file."""
 
     caption: str
     accuracy: "Values"
@@ -118,13 +118,13 @@ def run(argv: Sequence[str]) -> int:
     """Run `tenas correlate`.
 
     Args:
-        argv: the words after `correlate`.
+        argv: the arguments after `correlate`.
 
     Returns:
         Exit code: 0, or 130 or 143 after SIGINT or SIGTERM.
 
     Raises:
-        InputError: the words or a file cannot be used.
+        InputError: the arguments or a file cannot be used.
     """
     options = parse(
         CorrelateOptions,
@@ -132,14 +132,14 @@ def run(argv: Sequence[str]) -> int:
         command="correlate",
         description="Correlate metrics with accuracies of NAS-Bench-201, over all architectures "
         "scored and over those without dead operators, which lie on no path from input to output. "
-        "Every metric counts in its own direction: a positive correlation means that what it "
-        "prefers is more accurate.",
+        "Metrics count in their own direction: a positive correlation means that the architectures "
+        "they prefer are more accurate.",
     )
     return run_interruptibly(lambda _: _correlate(options), lambda: "interrupted")
 
 
 def _correlate(options: CorrelateOptions) -> None:
-    # Bad flags and --help need not wait for what these import.
+    # Imported late, so that bad flags and --help answer at once.
     import numpy as np
 
     from tenas_jax.analysis.correlation import correlate
@@ -191,8 +191,8 @@ def _correlate(options: CorrelateOptions) -> None:
     else:
         say(
             console,
-            f"{options.column}; intervals: 95 % of {options.resamples} resamples, those of the "
-            "first of random halves",
+            f"{options.column}; intervals: 95 % of {options.resamples} resamples; for the top "
+            "architectures, of random halves",
         )
     if options.output is not None:
         write_json(options.output, json_values(_as_json(options, pools)))
@@ -236,7 +236,7 @@ def _read_scores(options: CorrelateOptions, path: Path, table: "AccuracyTable") 
 def _like(
     first: "Architectures", options: CorrelateOptions, path: Path, table: "AccuracyTable"
 ) -> Mapping[str, "Values"]:
-    """The columns of a file of another seed, its rows in the order of the first file."""
+    """The columns of a file with another seed, with its rows in the order of the first file."""
     scored = _read_scores(options, path, table)
     for one, other, where in (
         (first.genotypes, scored.genotypes, path),
@@ -260,7 +260,7 @@ def _like(
 
 
 def _require_undamaged(scores: Path) -> None:
-    """Compare a file with its checksum, where `tenas score` has left one beside it."""
+    """Verify the checksum of a file, if `tenas score` wrote one beside it."""
     from tenas_jax.host.sums import SUMS, require_sums
 
     sums = scores.parent / SUMS
@@ -277,7 +277,7 @@ def _require_undamaged(scores: Path) -> None:
 def _join(
     scored: "Architectures", table: "AccuracyTable", options: CorrelateOptions
 ) -> "Int[np.ndarray, ' architecture']":
-    """Where the scored architectures are in the table."""
+    """Rows of the scored architectures in the table."""
     import numpy as np
 
     pairs = zip(scored.lines, scored.genotypes, strict=True)
@@ -298,7 +298,7 @@ def _scores(
     rows: "Int[np.ndarray, ' architecture']",
     chosen: "Bool[np.ndarray, ' architecture']",
 ) -> dict[str, "Score"]:
-    """Metrics, rank sums, and what the table itself says, of the chosen architectures."""
+    """Metrics, rank sums, parameters and FLOPs of the chosen architectures."""
     from tenas_jax.analysis.correlation import Score, quality, rank_sum
 
     members = [term for terms in options.sum_terms for term in terms]
@@ -340,7 +340,7 @@ def _order_table(pool: Pool) -> Table:
 
 
 def _choice_table(pool: Pool) -> Table:
-    """What is found by taking the first."""
+    """The accuracy of the top architectures by each score."""
     return _filled(_empty_table(f"{pool.caption}: those ranked first"), pool, CHOICE)
 
 
@@ -376,7 +376,7 @@ def _text(estimates: Sequence["Estimate"], places: int, ends: int) -> str:
 
 
 def _over_files(estimates: Sequence["Estimate"]) -> tuple[float, float]:
-    """Mean and deviation of a statistic over files."""
+    """Mean and standard deviation of a statistic over files."""
     import numpy as np
 
     values = [estimate.value for estimate in estimates]
@@ -388,7 +388,7 @@ def _better(score: "Score") -> str:
 
 
 def _nonfinite(pool: Pool, name: str) -> int | float:
-    """How many values are not finite; of several files the mean."""
+    """Number of values that are not finite; the mean over several files."""
     import numpy as np
 
     counts = [int(np.sum(~np.isfinite(scores[name].values))) for scores in pool.scores]
@@ -425,7 +425,7 @@ def _as_json(options: CorrelateOptions, pools: Mapping[str, Pool]) -> dict[str, 
 
 
 def _number(estimates: Sequence["Estimate"]) -> dict[str, Any]:
-    """A statistic with its interval; of several files the mean, the deviation and each value."""
+    """A statistic with its interval; for several files the mean, deviation and all values."""
     if len(estimates) == 1:
         return estimates[0]._asdict()
     mean, deviation = _over_files(estimates)
@@ -439,7 +439,7 @@ def _number(estimates: Sequence["Estimate"]) -> dict[str, Any]:
 def _write_plots(
     pools: Mapping[str, Pool], alive: "Bool[np.ndarray, ' architecture']", options: CorrelateOptions
 ) -> None:
-    """A plot of each score, of several files the first."""
+    """Write a plot of each score, from the first of several files."""
     from tenas_jax.analysis.scatter import scatter
     from tenas_jax.host.files import whole_file
 

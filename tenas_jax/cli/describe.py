@@ -1,4 +1,4 @@
-"""`tenas describe`: what the network of a genotype costs, and what its cells look like."""
+"""`tenas describe`: the costs of a genotype's network, and a drawing of its cells."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,24 +24,24 @@ DEFAULTS = {"cifar": (10, 32), "imagenet": (1000, 224)}  # classes and image siz
 
 @dataclass(frozen=True)
 class DescribeOptions:
-    """What `tenas describe` is told."""
+    """Options of `tenas describe`."""
 
     genotype: Annotated[str, tyro.conf.Positional]
     """A genotype, or the work directory of a finished search."""
     space: str | None = None
-    """Search space of the genotype, where it is module:object; None tells it by the notation."""
+    """Search space of the genotype, if it is module:object; None: recognized by the notation."""
     stem: Literal["cifar", "imagenet"] = "cifar"
-    """What comes before the cells: a convolution, or three that make ImageNet's images smaller."""
+    """Layers before the cells: one convolution, or three that downsample ImageNet's images."""
     channels: int | None = None
-    """Channels of the nodes of the first cell; None is as published."""
+    """Channels of the nodes of the first cell; None: as published."""
     cells: int | None = None
-    """Number of cells, in NAS-Bench-201 of each of its three stages; None is as published."""
+    """Number of cells (in NAS-Bench-201 per stage); None: as published."""
     num_classes: int | None = None
-    """Number of classes; None is 10, with the stem for ImageNet 1000."""
+    """Number of classes; None: 10, or 1000 with the ImageNet stem."""
     image_size: int | None = None
-    """Height and width of the images; None is 32, with the stem for ImageNet 224."""
+    """Height and width of the images; None: 32, or 224 with the ImageNet stem."""
     output: Path | None = None
-    """File for a drawing of the cells: .png, .pdf or .svg; None draws nothing."""
+    """File for a drawing of the cells: .png, .pdf or .svg; None: no drawing."""
 
     def __post_init__(self) -> None:
         if self.cells is not None and self.cells > MAX_CELLS:
@@ -52,22 +52,22 @@ def run(argv: Sequence[str]) -> int:
     """Run `tenas describe`.
 
     Args:
-        argv: the words after `describe`.
+        argv: the arguments after `describe`.
 
     Returns:
         Exit code: 0.
 
     Raises:
-        InputError: the words cannot be understood, there is no such network, or the drawing cannot
-            be written.
+        InputError: the arguments are invalid, there is no such network, or the drawing cannot be
+            written.
     """
     options = parse(
         DescribeOptions,
         argv,
         command="describe",
-        description="Say what the network of a genotype costs, layer by layer, and draw its cells.",
+        description="Print the parameters and FLOPs of each layer, and draw the cells.",
     )
-    # Bad flags and --help need not wait for what these import.
+    # Imported late, so that bad flags and --help answer at once.
     from tenas_jax.analysis import report
     from tenas_jax.architectures.cell_space import CellSpace
     from tenas_jax.host.files import file_errors
@@ -80,7 +80,7 @@ def run(argv: Sequence[str]) -> int:
         space = get_space(options.space)
         mask = space.from_string(options.genotype)
     if options.output is not None:
-        report.drawing_format(options.output)  # raises if there is none
+        report.drawing_format(options.output)  # raises for an unknown format
     start_jax()
     default_classes, default_size = DEFAULTS[options.stem]
     num_classes = default_classes if options.num_classes is None else options.num_classes

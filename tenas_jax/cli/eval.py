@@ -19,18 +19,18 @@ from tenas_jax.searching.progress import say, show_count
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """What `tenas eval` is told."""
+    """Options of `tenas eval`."""
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
-    """What tenas train wrote."""
+    """Output folder of tenas train."""
     checkpoint: Literal["best", "last"] = "best"
-    """The one with the highest test accuracy, or the last one."""
+    """Checkpoint: the one with the highest test accuracy, or the last one."""
     data: str | None = None
-    """Labeled images of the same classes; None: those that the training evaluates on."""
+    """Labeled images of the same classes; None: the test images of the training."""
     data_dir: str | None = None
     """Where TensorFlow Datasets keeps its files; None: where the training had them."""
     batch_size: int | None = None
-    """Images of all devices together; None: as many as in the training."""
+    """Images per step, over all devices; None: as in the training."""
     machine: Annotated[Machine, tyro.conf.arg(name="")] = field(default_factory=Machine)
 
     def __post_init__(self) -> None:
@@ -42,13 +42,13 @@ def run(argv: Sequence[str]) -> int:
     """Run `tenas eval`.
 
     Args:
-        argv: the words after `eval`.
+        argv: the arguments after `eval`.
 
     Returns:
         Exit code: 0.
 
     Raises:
-        InputError: the words, the folder or the data cannot be used.
+        InputError: the arguments, the folder or the data cannot be used.
     """
     options = parse(
         EvalOptions,
@@ -56,7 +56,7 @@ def run(argv: Sequence[str]) -> int:
         command="eval",
         description="Print the loss and the accuracy of a trained network.",
     )
-    # Bad flags and --help need not wait for what these import.
+    # Imported late, so that bad flags and --help answer at once.
     from tenas_jax.data.labeled import load_split, load_test_data
     from tenas_jax.training.folder import load_training, load_variables
     from tenas_jax.training.loop import evaluate, on_all_devices

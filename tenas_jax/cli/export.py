@@ -22,40 +22,40 @@ logits = network.call(images)"""
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What `tenas export` is told."""
+    """Options of `tenas export`."""
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
-    """What tenas train wrote."""
+    """Output folder of tenas train."""
     output: Path
-    """File for the program; it must not exist."""
+    """File for the program, which must not exist."""
     checkpoint: Literal["best", "last"] = "best"
-    """The one with the highest test accuracy, or the last one."""
+    """Checkpoint: the one with the highest test accuracy, or the last one."""
     platforms: tuple[Literal["cpu", "cuda", "rocm", "tpu"], ...] = ("cpu", "cuda", "tpu")
-    """What the program is to run on."""
+    """Platforms that the program can run on."""
 
 
 def run(argv: Sequence[str]) -> int:
     """Run `tenas export`.
 
     Args:
-        argv: the words after `export`.
+        argv: the arguments after `export`.
 
     Returns:
         Exit code: 0.
 
     Raises:
-        InputError: the words or the folder cannot be used, or the file cannot be written.
+        InputError: the arguments or the folder cannot be used, or the file cannot be written.
     """
     options = parse(
         ExportOptions,
         argv,
         command="export",
         description="Write a trained network as StableHLO, with its parameters, for any number of "
-        "images. It takes images as they are, uint8 of shape (n, size, size, 3), normalizes them "
-        # A line of its own is a paragraph here.
-        "itself, and needs nothing but JAX:\n\n" + RELOAD.replace("\n", "\n\n"),
+        "images. It takes raw uint8 images of shape (n, size, size, 3), normalizes them itself, "
+        # tyro joins lines that are not paragraphs.
+        "and needs only JAX:\n\n" + RELOAD.replace("\n", "\n\n"),
     )
-    # Bad flags and --help need not wait for what these import.
+    # Imported late, so that bad flags and --help answer at once.
     import jax
     import jax.numpy as jnp
     from jax import export

@@ -1,4 +1,4 @@
-"""The folders of runs whose user names none."""
+"""Default folders of runs."""
 
 import dataclasses
 import hashlib
@@ -9,15 +9,15 @@ from typing import Any
 
 
 def default_folder(name: str, seed: int, changes: Mapping[str, Any]) -> Path:
-    """Where the files of a run are if the user does not say.
+    """The default folder of a run.
 
     Args:
-        name: what is run.
-        seed: of the run.
-        changes: what else decides its outcome, JSON values; empty: nothing but its defaults.
+        name: name of the run.
+        seed: seed of the run.
+        changes: other settings that affect the result, as JSON values; empty: only defaults.
 
     Returns:
-        A folder for these values alone: where there are changes, it ends in a digest of them.
+        A folder specific to these values; if there are changes, it ends with their digest.
 
     Example:
         >>> print(default_folder("darts-cifar10", 0, {}))
@@ -31,11 +31,11 @@ def default_folder(name: str, seed: int, changes: Mapping[str, Any]) -> Path:
 
 
 def changed_fields(config: Any, default: Any) -> dict[str, Any]:
-    """The fields in which a configuration differs from its default, but for the seed.
+    """The fields in which a configuration differs from its default, except the seed.
 
     Args:
         config: a dataclass.
-        default: of the same type.
+        default: another of the same type.
 
     Returns:
         The values of these fields.

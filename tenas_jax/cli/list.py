@@ -1,4 +1,4 @@
-"""`tenas list`: everything that has a name, with a line each."""
+"""`tenas list`: everything that has a name, one line each."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ SOURCES = {
 
 @dataclass(frozen=True)
 class ListOptions:
-    """What `tenas list` is told."""
+    """Options of `tenas list`."""
 
     kind: Annotated[Kind, tyro.conf.Positional] = "all"
     """What to list."""
@@ -33,13 +33,13 @@ def run(argv: Sequence[str]) -> int:
     """Run `tenas list`.
 
     Args:
-        argv: the words after `list`.
+        argv: the arguments after `list`.
 
     Returns:
         Exit code: 0.
 
     Raises:
-        InputError: the words cannot be understood.
+        InputError: the arguments are invalid.
 
     Example:
         >>> run(["sources"])  # doctest: +ELLIPSIS
@@ -66,10 +66,10 @@ def run(argv: Sequence[str]) -> int:
 
 
 def described(kind: str) -> Mapping[str, str]:
-    """A line for each name of a kind.
+    """A one-line description of each name of a kind.
 
     Args:
-        kind: one of `Kind`, but not `all`.
+        kind: one of `Kind` except `all`.
 
     Example:
         >>> described("metrics")["kappa"]

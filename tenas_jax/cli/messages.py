@@ -1,4 +1,4 @@
-"""What a command says on standard error: one line."""
+"""Messages of commands on standard error, one line each."""
 
 import re
 import shlex
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 
 def complain(text: str) -> None:
-    """Print what is wrong as one line on standard error.
+    """Print an error as one line on standard error.
 
     Args:
-        text: what is wrong, and what would be right.
+        text: what is wrong and how to fix it.
     """
     print(
         "tenas:", re.sub(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*", " ", text), file=sys.stderr
@@ -18,24 +18,24 @@ def complain(text: str) -> None:
 
 
 def how_to_go_on(command: str, argv: Sequence[str], *, resume: bool) -> str:
-    """What to type after an interruption.
+    """How to continue after an interruption.
 
     Args:
-        command: the one that was interrupted.
-        argv: the words after it.
-        resume: whether there is something to go on with.
+        command: the interrupted command.
+        argv: its arguments.
+        resume: whether there is anything to resume.
 
     Example:
         >>> how_to_go_on("search", ["--workdir", "my  run"], resume=True)
-        "interrupted; go on with: tenas search --workdir 'my  run' --resume"
+        "interrupted; continue with: tenas search --workdir 'my  run' --resume"
     """
     words = [word for word in argv if word != "--resume"]
     again = " ".join(["tenas", command, *map(_quoted, words)])
-    return f"interrupted; go on with: {again}{' --resume' if resume else ''}"
+    return f"interrupted; continue with: {again}{' --resume' if resume else ''}"
 
 
 def _quoted(word: str) -> str:
-    """A word as a shell reads it, on one line."""
+    """An argument quoted for the shell, on one line."""
     if word.isprintable():
         return shlex.quote(word)
     characters = (

@@ -16,11 +16,11 @@ from tenas_jax.searching.progress import say, show_count
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """What `tenas nasbench convert` is told."""
+    """Options of `tenas nasbench convert`."""
 
     archive: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ARCHIVE")]
     """NATS-tss-v1_0-*.pickle.pbz2, NATS-tss-v1_0-*-simple (a folder, which needs little memory), or
-    NAS-Bench-201-v1_*.pth. They are pickles, which can run any program: use official ones."""
+    NAS-Bench-201-v1_*.pth. They are pickles, which can run arbitrary code: use official ones."""
     output: Path = Path("nasbench201.csv.gz")
     """The table, which must not exist; compressed if its name ends in .gz."""
 
@@ -29,13 +29,13 @@ def run(argv: Sequence[str]) -> int:
     """Run `tenas nasbench`.
 
     Args:
-        argv: the words after `nasbench`.
+        argv: the arguments after `nasbench`.
 
     Returns:
         Exit code: 0, or 130 or 143 after SIGINT or SIGTERM.
 
     Raises:
-        InputError: the words or the archive cannot be used, or the output exists.
+        InputError: the arguments or the archive cannot be used, or the output exists.
     """
     action, *words = argv or ["--help"]
     if action not in ("convert", "--help", "-h"):
@@ -45,7 +45,7 @@ def run(argv: Sequence[str]) -> int:
         words if action == "convert" else ["--help"],
         command="nasbench convert",
         description="Make an accuracy table from an official archive of NAS-Bench-201: test "
-        "accuracies after 200 epochs, the mean over seeds, with parameters and FLOPs.",
+        "accuracies after 200 epochs, averaged over seeds, with parameters and FLOPs.",
     )
     return run_interruptibly(
         lambda _: _convert(options), lambda: "interrupted; nothing was written"
@@ -53,7 +53,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _convert(options: ConvertOptions) -> None:
-    # Bad flags and --help need not wait for what this imports.
+    # Imported late, so that bad flags and --help answer at once.
     from tenas_jax.analysis.nasbench import convert
 
     console = Console()

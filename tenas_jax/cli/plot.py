@@ -1,4 +1,4 @@
-"""`tenas plot`: the pictures of a finished search again, for a paper."""
+"""`tenas plot`: redraw the figures of a finished search for a paper."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,17 +17,17 @@ NARROWEST, WIDEST = 2, 30  # inches
 
 @dataclass(frozen=True)
 class PlotOptions:
-    """What `tenas plot` is told."""
+    """Options of `tenas plot`."""
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="WORKDIR")]
     """Work directory of a finished search."""
     format: Literal["pdf", "svg", "png"] = "pdf"
-    """Format of the pictures."""
+    """Format of the figures."""
     width: float | None = None
-    """Width of each picture in inches, such as 3.3 for a column; the map of pruning is then a
-    picture for each type of cell. None is as wide as the text needs."""
+    """Width of each figure in inches, such as 3.3 for a column; the pruning map is then one figure
+    per cell type. None: natural width."""
     output: Path | None = None
-    """Folder for the pictures; None is the work directory."""
+    """Folder for the figures; None: the work directory."""
 
     def __post_init__(self) -> None:
         if self.width is not None and not NARROWEST <= self.width <= WIDEST:
@@ -38,21 +38,21 @@ def run(argv: Sequence[str]) -> int:
     """Run `tenas plot`.
 
     Args:
-        argv: the words after `plot`.
+        argv: the arguments after `plot`.
 
     Returns:
         Exit code: 0.
 
     Raises:
-        InputError: the words or the folder cannot be used, or a picture cannot be written.
+        InputError: the arguments or the folder cannot be used, or a figure cannot be written.
     """
     options = parse(
         PlotOptions,
         argv,
         command="plot",
-        description="Draw the pictures of a finished search again: cell, pruning and trajectory.",
+        description="Redraw the figures of a finished search: cell, pruning and trajectory.",
     )
-    # Bad flags and --help need not wait for what these import.
+    # Imported late, so that bad flags and --help answer at once.
     from tenas_jax.analysis import report
     from tenas_jax.host.files import file_errors, read_json
     from tenas_jax.spaces import load_genotype

@@ -1,4 +1,4 @@
-"""`tenas score`: measure given architectures by all metrics."""
+"""`tenas score`: measure architectures by any metrics."""
 
 import dataclasses
 import hashlib
@@ -30,37 +30,37 @@ if TYPE_CHECKING:
     from tenas_jax.searching.problem import Problem
 
 FILE = "scores.csv"
-# Where a preset has its own values, which are for searches.
+# These replace the presets' values, which are meant for searches.
 DEFAULTS: dict[str, Any] = {"metrics": USUAL, "repeats": 1}
 LABELS = (
-    "Metrics of a loss (grad_norm, snip, zico and others) need labels: these are drawn at random, "
-    "or with --labels own those of the data."
+    "Metrics of a loss (grad_norm, snip, zico and others) need labels: random ones by default, "
+    "those of the data with --labels own."
 )
 
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """What `tenas score` is told besides the preset."""
+    """Options of `tenas score`, besides the preset."""
 
     config: Annotated[SearchConfig, tyro.conf.arg(name="")]
     genotypes: tyro.conf.Positional[tuple[str, ...]] = ()
     """Architectures in the notation of the space."""
     file: Path | None = None
-    """Text file with a genotype in each line."""
+    """Text file with one genotype per line."""
     sample: int | None = None
-    """Draw so many different architectures by the seed."""
+    """Number of distinct random architectures to draw, with the seed."""
     all: tyro.conf.FlagCreatePairsOff[bool] = False
-    """All architectures of the space, of which isomorphic ones are measured once."""
+    """All architectures of the space; isomorphic ones are measured once."""
     workdir: Path | None = None
-    """Folder of scores.csv and its trace; None is tenas-runs/PRESET-scores-seedN-..., or SPACE-...,
+    """Folder of scores.csv and its trace; None: tenas-runs/PRESET-scores-seedN-..., or SPACE-...,
     with a digest of the architectures and of the flags that change the preset."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Go on with the interrupted run in the work directory."""
+    """Continue the interrupted run in the work directory."""
     machine: Annotated[Machine, tyro.conf.arg(name="")] = field(default_factory=Machine)
 
     @property
     def architectures(self) -> dict[str, Any]:
-        """What is scored, as JSON values."""
+        """The selection of architectures, as JSON values."""
         file = None if self.file is None else str(self.file)
         return {"genotypes": self.genotypes, "file": file, "sample": self.sample, "all": self.all}
 
@@ -78,16 +78,16 @@ def run(argv: Sequence[str]) -> int:
     """Run `tenas score`.
 
     Args:
-        argv: the words after `score`.
+        argv: the arguments after `score`.
 
     Returns:
         Exit code: 0, or 130 or 143 after SIGINT or SIGTERM.
 
     Raises:
-        InputError: the words, the data or the work directory cannot be used.
+        InputError: the arguments, the data or the work directory cannot be used.
     """
     preset, options = parse_score(argv)
-    # --help and words that cannot be understood need not wait for what this imports.
+    # Imported late, so that bad flags and --help answer at once.
     from tenas_jax.searching.problem import look_up
 
     problem = look_up(options.config)
@@ -98,7 +98,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def parse_score(argv: Sequence[str]) -> tuple[str, ScoreOptions]:
-    """Parse the words after `tenas score`.
+    """Parse the arguments after `tenas score`.
 
     Args:
         argv: optionally a preset, then genotypes and flags.
@@ -107,14 +107,14 @@ def parse_score(argv: Sequence[str]) -> tuple[str, ScoreOptions]:
         The name of the preset, and the options.
 
     Raises:
-        InputError: the words cannot be understood.
+        InputError: the arguments are invalid.
 
     Example:
         >>> preset, options = parse_score(["--sample", "3", "--metrics", "kappa,flops"])
         >>> preset, options.sample, options.config.metrics
         ('nas-bench-201', 3, 'kappa,flops')
     """
-    # A genotype may come first as well.
+    # The first argument may also be a genotype.
     preset, config, words = split_preset(argv, named=bool(argv) and argv[0] in PRESETS)
     config = dataclasses.replace(config, **DEFAULTS)
     return preset, parse(
@@ -122,8 +122,8 @@ def parse_score(argv: Sequence[str]) -> tuple[str, ScoreOptions]:
         words,
         command="score",
         usage="[PRESET]",
-        description="Measure architectures by metrics, and write a CSV file with a row for each of "
-        f"them (tenas list metrics). {LABELS}\n\n{about_presets()}",
+        description="Measure architectures by metrics (tenas list metrics), and write a CSV file "
+        f"with one row per architecture. {LABELS}\n\n{about_presets()}",
         default=ScoreOptions(config),
         brief=True,
     )

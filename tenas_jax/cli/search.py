@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """What `tenas search` is told besides the preset."""
+    """Options of `tenas search`, besides the preset."""
 
     config: Annotated[SearchConfig, tyro.conf.arg(name="")]
     workdir: Path | None = None
-    """Folder of the search's files; None is tenas-runs/PRESET-seedN, or SPACE-seedN, with a digest
+    """Folder of the search's files; None: tenas-runs/PRESET-seedN, or SPACE-seedN, with a digest
     of the flags that change the preset."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Go on with the interrupted search in the work directory."""
+    """Continue the interrupted search in the work directory."""
     accuracy_table: Path | None = None
-    """Accuracies of NAS-Bench-201 (see tenas nasbench --help), to look up what was found."""
+    """Accuracy table of NAS-Bench-201 (see tenas nasbench --help), to look up the result."""
     machine: Annotated[Machine, tyro.conf.arg(name="")] = field(default_factory=Machine)
 
     def __post_init__(self) -> None:
@@ -51,16 +51,16 @@ def run(argv: Sequence[str]) -> int:
     """Run `tenas search`.
 
     Args:
-        argv: the words after `search`.
+        argv: the arguments after `search`.
 
     Returns:
         Exit code: 0, or 130 or 143 after SIGINT or SIGTERM.
 
     Raises:
-        InputError: the words, the data or the work directory cannot be used.
+        InputError: the arguments, the data or the work directory cannot be used.
     """
     preset, options = parse_search(argv)
-    # --help and words that cannot be understood need not wait for what this imports.
+    # Imported late, so that bad flags and --help answer at once.
     from tenas_jax.searching.problem import look_up
     from tenas_jax.searching.strategies import get_strategy
 
@@ -73,7 +73,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def parse_search(argv: Sequence[str]) -> tuple[str, SearchOptions]:
-    """Parse the words after `tenas search`.
+    """Parse the arguments after `tenas search`.
 
     Args:
         argv: optionally a preset, then flags, whose defaults are the preset's values.
@@ -82,7 +82,7 @@ def parse_search(argv: Sequence[str]) -> tuple[str, SearchOptions]:
         The name of the preset, and the options.
 
     Raises:
-        InputError: the words cannot be understood.
+        InputError: the arguments are invalid.
 
     Example:
         >>> preset, options = parse_search(["nas-bench-201-paper", "--seed", "3"])
@@ -133,7 +133,7 @@ def _search(preset: str, options: SearchOptions, problem: "Problem", workdir: Pa
         part()
         if not main:
             return
-        from tenas_jax.analysis import report  # its plots take long to import
+        from tenas_jax.analysis import report  # matplotlib is slow to import
 
         report.write_plots(result.content, result.space, result.mask, workdir)
     console.print(report.summary(result.content))

@@ -1,4 +1,4 @@
-"""What `tenas search` and `tenas score` share: presets, devices, images."""
+"""Presets, devices and images, shared by `tenas search` and `tenas score`."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Session(NamedTuple):
-    """What rows are measured with, and where to print."""
+    """The devices and images of a run, and a console."""
 
     images: "ImageSet"
     devices: Sequence[jax.Device]
@@ -33,14 +33,17 @@ class Session(NamedTuple):
 def split_preset(
     argv: Sequence[str], *, named: bool | None = None
 ) -> tuple[str, SearchConfig, Sequence[str]]:
-    """The preset that the first word names, its configuration, and the other words.
+    """Split the preset from the other arguments.
 
-    Without such a word it is the default preset; where the words name a space of their own, it is
-    none.
+    The preset is the first argument. Without one it is the default preset, or no preset if the
+    arguments select a space.
 
     Args:
-        argv: the words.
-        named: whether the first word is a preset; None: if it is no flag.
+        argv: the arguments.
+        named: whether the first argument is a preset; None: it is, unless it is a flag.
+
+    Returns:
+        The name of the preset, its configuration, and the other arguments.
 
     Example:
         >>> name, config, words = split_preset(["darts-cifar10", "--seed", "1"])
@@ -59,7 +62,7 @@ def split_preset(
 
 
 def about_presets() -> str:
-    """Help for presets, and where there is more help."""
+    """The help text about presets, and where there is more help."""
     return (
         "Flags default to the values of the preset (tenas list presets), which is "
         f"{DEFAULT_PRESET} if none is named. --help-verbose explains every flag; tenas list names "
@@ -75,14 +78,14 @@ def default_workdir(
     defaults: Mapping[str, Any] | None = None,
     choices: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Where the files of a run are if the user does not say.
+    """The default folder of a run.
 
     Args:
         preset: its preset.
         problem: what is measured.
-        suffix: of the name.
-        defaults: where the command's defaults are not those of the preset, fields by name.
-        choices: what decides the outcome besides the configuration, JSON values.
+        suffix: suffix of the name.
+        defaults: the command's defaults that replace those of the preset, by field.
+        choices: other settings that affect the result, as JSON values.
     """
     config = problem.config
     name = problem.space.name if preset == CUSTOM else preset
@@ -95,13 +98,13 @@ def default_workdir(
 def run_resumably(
     command: str, argv: Sequence[str], workdir: Path, work: Callable[[], None]
 ) -> int:
-    """Do the work of a command, and say how to go on where it is interrupted.
+    """Run a command, and print how to continue if it is interrupted.
 
     Args:
-        command: its name.
-        argv: the words after it.
-        workdir: where its trace is.
-        work: what can be interrupted.
+        command: name of the command.
+        argv: its arguments.
+        workdir: folder of its trace.
+        work: the interruptible function.
 
     Returns:
         Exit code: 0, or 130 or 143 after SIGINT or SIGTERM.
@@ -117,14 +120,14 @@ def open_session(problem: "Problem", machine: Machine) -> Session:
 
     Args:
         problem: what is measured.
-        machine: what to run on.
+        machine: the machine flags.
 
     Returns:
         The session.
 
     Raises:
-        InputError: there are fewer devices, no cluster to join, or the images cannot be used; in
-            every process, if one of them says so.
+        InputError: there are fewer devices, there is no cluster to join, or the images cannot be
+            used; raised in every process if it occurs in one.
     """
     from tenas_jax import api
     from tenas_jax.searching.progress import show_count

@@ -1,9 +1,10 @@
-"""How SIGINT and SIGTERM end a command: at once and with one line.
+"""SIGINT and SIGTERM end a command at once and with one line.
 
-Python runs a signal's handler between two of its instructions, and a compiler may take minutes in
-one; an exception out of the handler may come while a library is imported, which some do not
-survive. So where `tenas` is all that a process does, a thread hears of signals and ends the process
-where it is: files are whole at any moment. Elsewhere, as in a notebook, signals raise exceptions.
+Python runs signal handlers between bytecode instructions, and a single instruction may compile for
+minutes. An exception raised by a handler may also break a library that is being imported. If
+`tenas` has the process for itself, a thread therefore receives the signals and exits the process at
+once; this is safe because all files are written atomically. Elsewhere, as in a notebook, signals
+raise exceptions.
 """
 
 import contextlib
@@ -25,15 +26,15 @@ class Terminated(BaseException):
 
 
 class Signals:
-    """What the signals do that come while a command runs."""
+    """How signals are handled while a command runs."""
 
     def __init__(self) -> None:
         self.noted: int | None = None
-        """The signal that was only noted."""
+        """The signal that was only noted, if any."""
         self._notes_next = False
 
     def note_next(self) -> None:
-        """From now on only note the first signal, so that a step of work is finished."""
+        """From now on only note the first signal, so that the current step can finish."""
         self._notes_next = True
 
     def note_no_more(self) -> None:
@@ -41,7 +42,7 @@ class Signals:
         self._notes_next = False
 
     def ends(self, number: int) -> bool:
-        """Whether a signal that came ends the command; otherwise it is noted."""
+        """Whether a signal ends the command; otherwise it is noted."""
         if self._notes_next and self.noted is None:
             self.noted = number
             return False
@@ -49,14 +50,14 @@ class Signals:
 
 
 def run_interruptibly(work: Callable[[Signals], int | None], explain: Explain) -> int:
-    """Do something that SIGINT or SIGTERM may end, with one line.
+    """Run a function that SIGINT or SIGTERM may end, with one line.
 
     Args:
-        work: what to do; returns an exit code, or None for 0.
-        explain: says what an interruption leaves.
+        work: the function; it returns an exit code, or None for 0.
+        explain: returns the message after an interruption.
 
     Returns:
-        Exit code: that of the work, or 130 or 143 after SIGINT or SIGTERM.
+        Exit code of the function, or 130 or 143 after SIGINT or SIGTERM.
 
     Example:
         >>> run_interruptibly(lambda signals: signals.note_next(), lambda: "interrupted")
@@ -73,7 +74,7 @@ def run_interruptibly(work: Callable[[Signals], int | None], explain: Explain) -
 
 @contextlib.contextmanager
 def own_process() -> Iterator[None]:
-    """Let signals end this process at once; when the context is left, without a line."""
+    """Let signals end this process at once, without a message outside of a command."""
     global _process
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -93,7 +94,7 @@ def own_process() -> Iterator[None]:
 
 
 class _Process:
-    """A process that `tenas` has for itself: its current command and how that may be resumed."""
+    """A process used only by `tenas`: its current command, and how to resume that."""
 
     def __init__(self) -> None:
         self._signals = Signals()
@@ -109,7 +110,7 @@ class _Process:
             self._signals, self._explain = outer
 
     def watch(self, reader: int) -> None:
-        """Read the numbers of signals, and end the process by them, until the other end closes."""
+        """Read signal numbers and end the process accordingly, until the other end closes."""
         with open(reader, "rb", buffering=0) as numbers:
             while number := numbers.read(1):
                 if number[0] in SIGNALS and self._signals.ends(number[0]):
@@ -143,7 +144,7 @@ def _raising(signals: Signals) -> Iterator[None]:
 
 
 def _handle(handler: "signal._HANDLER") -> "dict[int, signal._HANDLER]":
-    """Handle signals, but not those that a shell has told to be ignored, as in the background."""
+    """Install a handler, except for signals that the shell ignores, as for background jobs."""
     return {
         number: signal.signal(number, handler)
         for number in SIGNALS

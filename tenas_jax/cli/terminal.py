@@ -1,4 +1,4 @@
-"""The flags of commands, and errors in them as one line."""
+"""Parse the flags of commands; errors are one line."""
 
 import contextlib
 import dataclasses
@@ -27,22 +27,22 @@ def parse(
     default: Options | None = None,
     brief: bool = False,
 ) -> Options:
-    """Parse the words after a command.
+    """Parse the arguments after a command.
 
     Args:
-        options: a dataclass whose fields are the flags; the line under a field is its help text.
-        words: what the user typed after the command.
-        command: its name.
-        description: what its help starts with.
-        usage: what it takes before its flags.
-        default: where the flags have their defaults from, if not from the dataclass.
+        options: a dataclass whose fields are the flags; the docstring of a field is its help text.
+        words: the arguments after the command.
+        command: name of the command.
+        description: the start of its help text.
+        usage: its arguments before the flags.
+        default: an instance with the defaults of the flags; None: those of the dataclass.
         brief: whether --help only names the flags, and --help-verbose explains them.
 
     Returns:
         The options.
 
     Raises:
-        InputError: the words cannot be understood.
+        InputError: the arguments are invalid.
 
     Example:
         >>> from tenas_jax.host.devices import Machine
@@ -91,14 +91,14 @@ def _require_local_paths(options: Any) -> None:
 
 
 def _one_line(exit: SystemExit, box: str, command: str) -> InputError:
-    """What tyro prints in a box, as a line."""
+    """Turn the box that tyro prints into one line."""
     cause = exit.__context__
     while cause is not None:
         if isinstance(cause, InputError):
             return cause
         cause = cause.__context__
-    # A title, the message, a rule, the flag's help; where the terminal cannot draw boxes, with a
-    # rule also after the title.
+    # The box has a title, the message, a rule and the help of the flag; without box-drawing
+    # characters it has another rule after the title.
     rows = [line.strip("│ ") for line in box.splitlines()[1:]]
     from_message = itertools.dropwhile(_is_rule, rows)
     message = " ".join(itertools.takewhile(lambda row: not _is_rule(row), from_message))

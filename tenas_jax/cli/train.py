@@ -1,4 +1,4 @@
-"""`tenas train`: train what a search has found."""
+"""`tenas train`: train an architecture."""
 
 import contextlib
 import logging
@@ -34,22 +34,22 @@ DEFAULT_RECIPES = {"nas-bench-201": "nas-bench-201", "darts": "cifar10"}  # by s
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What `tenas train` is told besides the architecture."""
+    """Options of `tenas train`, besides the architecture."""
 
     config: Annotated[Recipe, tyro.conf.arg(name="")]
     recipe: str
-    """What other flags default to: cifar10, cifar100, imagenet or nas-bench-201."""
+    """Defaults of the other flags: cifar10, cifar100, imagenet or nas-bench-201."""
     output: Path | None = None
-    """Folder for checkpoints and metrics; None is tenas-runs/train-RECIPE-seedN-..., with a digest
+    """Folder for checkpoints and metrics; None: tenas-runs/train-RECIPE-seedN-..., with a digest
     of the architecture and of the flags that change the recipe."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Go on with the interrupted training in the output folder."""
+    """Continue the interrupted training in the output folder."""
     log_every: int = 50
-    """Steps from one line of metrics to the next; there is one at the end of an epoch as well."""
+    """Steps between lines of metrics; each epoch also ends with one."""
     checkpoint_every: int = 1000
-    """Steps from one checkpoint to the next; there is one at the end of an epoch as well."""
+    """Steps between checkpoints; each epoch also ends with one."""
     keep_last: int = 2
-    """Checkpoints kept, besides the one with the highest test accuracy."""
+    """Number of latest checkpoints to keep, besides the one with the highest test accuracy."""
     machine: Annotated[Machine, tyro.conf.arg(name="")] = field(default_factory=Machine)
 
     def __post_init__(self) -> None:
@@ -62,17 +62,17 @@ def run(argv: Sequence[str]) -> int:
     """Run `tenas train`.
 
     Args:
-        argv: the words after `train`.
+        argv: the arguments after `train`.
 
     Returns:
         Exit code: 0, or 130 or 143 after SIGINT or SIGTERM.
 
     Raises:
-        InputError: the words, the data or the output folder cannot be used.
+        InputError: the arguments, the data or the output folder cannot be used.
     """
     architecture, options = parse_train(argv)
     require_fits(options.config)
-    # Words that cannot be understood and --help need not wait for what this imports.
+    # Imported late, so that bad flags and --help answer at once.
     from tenas_jax.spaces.registry import load_genotype
 
     space, mask = load_genotype(architecture)
@@ -91,16 +91,16 @@ def run(argv: Sequence[str]) -> int:
 
 
 def parse_train(argv: Sequence[str]) -> tuple[str, TrainOptions]:
-    """Parse the words after `tenas train`.
+    """Parse the arguments after `tenas train`.
 
     Args:
         argv: an architecture, then flags, whose defaults are the recipe's values.
 
     Returns:
-        The architecture as it was named, and the options.
+        The architecture as given by the user, and the options.
 
     Raises:
-        InputError: the words cannot be understood.
+        InputError: the arguments are invalid.
 
     Example:
         >>> _, options = parse_train(["|none~0|", "--recipe", "nas-bench-201", "--epochs", "12"])
@@ -115,10 +115,11 @@ def parse_train(argv: Sequence[str]) -> tuple[str, TrainOptions]:
         words,
         command="train",
         usage="GENOTYPE|WORKDIR",
-        description="Train a genotype, or what the search in a work directory has found. Flags "
-        f"default to the values of the recipe, one of {', '.join(RECIPES)}; without one it is that "
-        "of the architecture's space for CIFAR-10. A training that was interrupted goes on with "
-        "--resume, and on a CPU ends with the same parameters, bit for bit, as if it had not been.",
+        description="Train a genotype, or the result of the search in a work directory. Flags "
+        f"default to the values of the recipe, one of {', '.join(RECIPES)}; the default is the "
+        "recipe of the architecture's space for CIFAR-10. --resume continues an interrupted "
+        "training; on a CPU it ends with the same parameters, bit for bit, as without the "
+        "interruption.",
         default=TrainOptions(get_recipe(recipe), recipe),
     )
     if not named:
@@ -129,7 +130,7 @@ def parse_train(argv: Sequence[str]) -> tuple[str, TrainOptions]:
 
 
 def _named_recipe(words: Sequence[str]) -> str | None:
-    """What follows `--recipe`, from which the other flags have their defaults."""
+    """The recipe given by `--recipe`, which sets the defaults of the other flags."""
     for word, following in pairwise([*words, ""]):
         name, equals, value = word.partition("=")
         if name == "--recipe":
@@ -153,10 +154,10 @@ def show_progress(console: Console) -> "Iterator[Callable[[Progress], None]]":
     """A line for each epoch, and how far the training is; see `show_steps`.
 
     Args:
-        console: where to print.
+        console: the console.
 
     Yields:
-        What `fit` calls with its progress.
+        A callback for `fit`.
     """
     with show_steps(console) as show:
         show(Step("compiling"))
@@ -205,7 +206,7 @@ def _train(
             f"use --recipe {' or '.join(names) or 'module:object, a Recipe of your own'}"
         )
     make_network(genotype, recipe)  # raises if there is no such network
-    # Of its warnings none is for the user.
+    # None of its warnings is meant for the user.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     devices = configure_jax(options.machine)
     make_mesh(devices, recipe.batch_size)  # raises if they cannot share it
@@ -226,7 +227,7 @@ def _train(
         with show_progress(console) as show:
 
             def progress(done: "Progress") -> None:
-                # Before the first step nothing is to be saved, and it may compile for minutes.
+                # Before the first step there is nothing to save, and it may compile for minutes.
                 signals.note_next()
                 show(done)
 
@@ -242,7 +243,7 @@ def _train(
                 progress=progress,
             )
         if not finished:
-            # In a cluster another process may have been asked.
+            # In a cluster another process may have received the signal.
             complain(explain())
             return 128 + (signals.noted or signal.SIGTERM)
         signals.note_no_more()
@@ -252,21 +253,21 @@ def _train(
 
 
 def write_result(output: Path, recipe: str, console: Console) -> None:
-    """Write `result.json` of a finished training, and say what it says.
+    """Write `result.json` of a finished training, and print a summary.
 
     Args:
-        output: its folder.
-        recipe: the name of its recipe.
-        console: where to print.
+        output: folder of the training.
+        recipe: name of its recipe.
+        console: the console.
 
     Raises:
-        InputError: its metrics are damaged, or the file cannot be written.
+        InputError: the metrics are damaged, or the file cannot be written.
     """
     from tenas_jax.host.files import write_json
     from tenas_jax.training.folder import epoch_records, load_training
 
     records = epoch_records(output)
-    # Of equals the last, as for the checkpoints.
+    # The last one of ties, as for the checkpoints.
     best = max(reversed(records), key=lambda record: record["test_accuracy"])
     genotype = load_training(output).genotype
     result = {"genotype": genotype, "recipe": recipe, "last": records[-1], "best": best}

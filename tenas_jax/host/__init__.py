@@ -1,4 +1,4 @@
-"""What a run needs of its host: devices, processes, files, kept programs."""
+"""The host of a run: devices, processes, files, cached programs."""
 
 import lazy_loader
 

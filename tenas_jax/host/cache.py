@@ -1,4 +1,4 @@
-"""The folder that keeps programs from one run to the next: JAX's compiled ones, our traced ones."""
+"""The cache folder of programs: those compiled by JAX, and our traced ones."""
 
 import hashlib
 import os
@@ -14,15 +14,15 @@ DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class ProgramCache:
-    """Bytes by key, a file each; beyond a limit the least recently used are removed.
+    """An LRU cache of bytes by key, with one file per entry.
 
-    A file begins with the digest of the rest: a damaged one counts as missing, and is replaced when
-    its program is made again. Files are written whole or not at all, so that processes may share
-    the folder. What cannot be written or read is no error: a cache only saves time.
+    Each file starts with a digest of its content. A damaged file counts as missing and is replaced
+    when its program is made again. Files are written atomically, so processes may share the folder.
+    Failures to write or read are not errors: a cache only saves time.
 
     Args:
         path: the folder.
-        max_size: of all its programs together, in bytes; -1: no limit.
+        max_size: maximum total size in bytes; -1: no limit.
 
     Example:
         >>> import tempfile
@@ -38,13 +38,13 @@ class ProgramCache:
         self._max_size = max_size
 
     def get(self, key: str) -> bytes | None:
-        """Look a program up, which is now the most recently used.
+        """Look up a program and mark it as the most recently used.
 
         Args:
-            key: a part of a file's name.
+            key: a part of the file's name.
 
         Returns:
-            What was put, or None where it is missing or damaged.
+            The program, or None if it is missing or damaged.
         """
         file = self._file(key)
         try:
@@ -59,11 +59,11 @@ class ProgramCache:
         return value
 
     def put(self, key: str, value: bytes) -> None:
-        """Keep a program, in the place of those that were not used for longest.
+        """Store a program; evicts the least recently used ones.
 
         Args:
-            key: a part of a file's name.
-            value: the program; nothing changes if it is larger than the limit.
+            key: a part of the file's name.
+            value: the program; it is not stored if it is larger than the limit.
         """
         content = hashlib.sha256(value).digest() + value
         unfinished = self._file(str(uuid.uuid4()))
@@ -77,10 +77,10 @@ class ProgramCache:
                 unfinished.unlink(missing_ok=True)
 
     def make_room(self, size: int) -> bool:
-        """Remove the least recently used programs until so many bytes are free.
+        """Remove the least recently used programs until there is room.
 
         Args:
-            size: bytes.
+            size: bytes needed.
 
         Returns:
             Whether the limit is large enough.
@@ -108,20 +108,20 @@ class ProgramCache:
 
 
 def keep_programs(folder: str, max_size: int) -> None:
-    """Keep what JAX compiles and what `tenas_jax.host.programs.traced` traces in a folder.
+    """Cache programs in a folder: those compiled by JAX and those of `programs.traced`.
 
     Args:
-        folder: which exists.
-        max_size: of all its programs together, in bytes.
+        folder: an existing folder.
+        max_size: maximum total size in bytes.
     """
     ProgramCache(folder, max_size=max_size).make_room(0)
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_compilation_cache_max_size", max_size)
-    # To load a program is quicker than to compile it, however small it is.
+    # Loading a program is faster than compiling it, however small it is.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    # JAX's own cache leaves torn files on a full disk, never replaces a damaged one, and its limit
-    # does not count ours; there is no public way to give it another. Where a version of JAX has no
-    # such name, its own works in the same folder.
+    # JAX's own cache leaves partial files on a full disk and never replaces damaged ones, and its
+    # limit does not count our files; there is no public way to replace it. If a version of JAX
+    # lacks these names, its own cache works in the same folder.
     with suppress(ImportError):
         internals = import_module("jax._src.compilation_cache")
         vars(internals)["LRUCache"] = ProgramCache

@@ -1,4 +1,4 @@
-"""What a command runs on: devices, threads, and the cache of compiled programs."""
+"""The machine that a command runs on: devices, threads, and the cache of compiled programs."""
 
 import functools
 import os
@@ -18,7 +18,7 @@ from tenas_jax.host.files import require_local
 from tenas_jax.host.processes import join
 
 NO_CACHE = "none"
-MOST_PER_CORE, MOST_DEVICES = 4, 64  # of a process; each has its threads and its memory
+MOST_PER_CORE, MOST_DEVICES = 4, 64  # per process; each device has its own threads and memory
 
 
 def default_cache() -> str:
@@ -30,29 +30,29 @@ def default_cache() -> str:
     root = os.environ.get("XDG_CACHE_HOME")
     try:
         return str((Path(root) if root else Path.home() / ".cache") / "tenas_jax")
-    except RuntimeError:  # no home folder is known
+    except RuntimeError:  # unknown home folder
         return NO_CACHE
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Flags that say what a command runs on."""
+    """Flags for the machine that a command runs on."""
 
     devices: int | None = None
-    """Devices that share the work, of each process; None is all, on a CPU one per core."""
+    """Devices per process; None: all, on a CPU one per core."""
     compilation_cache: str = field(default_factory=default_cache)
-    """Folder that keeps compiled programs for later runs; none keeps nothing."""
+    """Cache folder for compiled programs; none: no cache."""
     compilation_cache_mb: int = 2000
-    """Megabytes that it may hold; beyond them the least recently used programs are removed."""
+    """Maximum size of the cache in megabytes; the least recently used programs are evicted."""
     distributed: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Share the work with other processes that are started with the same words."""
+    """Share the work with other processes started with the same arguments."""
     coordinator_address: str | None = None
-    """HOST:PORT on which process 0 listens, to anyone who reaches it; None asks the cluster's
+    """HOST:PORT on which process 0 listens, without authentication; None: from the cluster's
     environment."""
     process_count: int | None = None
-    """Number of processes; None asks the cluster's environment."""
+    """Number of processes; None: from the cluster's environment."""
     process_id: int | None = None
-    """Which process this is, from 0; None asks the cluster's environment."""
+    """Index of this process, from 0; None: from the cluster's environment."""
 
     def __post_init__(self) -> None:
         require_local(self.compilation_cache)
@@ -83,27 +83,27 @@ class Machine:
 
 
 def configure_jax(machine: Machine) -> Sequence[jax.Device]:
-    """Choose JAX's devices and its cache; to be called before JAX starts.
+    """Choose JAX's devices and its cache; call this before JAX starts.
 
-    A CPU is always two devices at least, on one core if need be: a program for one device is
-    compiled in another way than one for several, and its results differ in the last bit.
+    A CPU always gets at least two devices, on one core if necessary: a program for one device is
+    compiled differently than one for several, and its results differ in the last bit.
 
     Args:
-        machine: what to run on.
+        machine: the machine flags.
 
     Returns:
         The devices of all processes.
 
     Raises:
-        InputError: there are fewer devices, no cluster to join, or JAX cannot start like this.
+        InputError: there are fewer devices, there is no cluster to join, or JAX cannot start.
     """
     devices, cache = machine.devices, machine.compilation_cache
-    # SciPy's LAPACK, which JAX calls: its threads would spin on the cores of other devices.
+    # JAX calls SciPy's LAPACK, whose threads would spin on the cores of other devices.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     cpus = max(2, devices or _cores())
     try:
         jax.config.update("jax_num_cpu_devices", cpus)
-    except RuntimeError as error:  # JAX has started; a process has its devices for its life
+    except RuntimeError as error:  # JAX has started; its devices are fixed for the process
         there = jax.local_devices()
         if there[0].platform == "cpu" and len(there) != cpus:
             raise InputError(
@@ -124,15 +124,15 @@ def configure_jax(machine: Machine) -> Sequence[jax.Device]:
         return available
     if devices is not None and devices > len(available):
         raise InputError(f"there are {len(available)} devices, not {devices}: lower --devices")
-    # A process of a cluster sees no more devices than it is to use.
+    # A process of a cluster sees only the devices that it uses.
     return available if machine.distributed else available[:devices]
 
 
 def start_jax() -> list[jax.Device]:
-    """The devices of all processes, with which JAX starts if it has not.
+    """Start JAX if it has not started, and return the devices of all processes.
 
     Raises:
-        InputError: JAX has no such backend, or is told not to compile.
+        InputError: JAX has no such backend, or compilation is disabled.
     """
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
         raise InputError("JAX_DISABLE_JIT is set, and everything here is compiled: unset it")
@@ -140,7 +140,7 @@ def start_jax() -> list[jax.Device]:
         return jax.devices()
     except (AssertionError, RuntimeError) as error:
         platforms = jax.config.values["jax_platforms"]
-        # An assertion fails, without a message, where a package is missing.
+        # If a package is missing, an assertion fails without a message.
         reason = "" if isinstance(error, AssertionError) else f" ({first_line(error)})"
         raise InputError(
             f"JAX cannot start on JAX_PLATFORMS={platforms}{reason}: set it to what "
@@ -148,8 +148,8 @@ def start_jax() -> list[jax.Device]:
         ) from error
 
 
-# One thread for each device: every core is a device. The older kernel generator compiles the many
-# small kernels in two thirds of the time; 512-bit vectors run a fifth faster where there are any.
+# One thread per device, because every core is a device. The older kernel generator compiles the
+# many small kernels in two thirds of the time; 512-bit vectors, if available, run a fifth faster.
 CPU_OPTIONS: dict[str, str | bool] = {
     "xla_cpu_multi_thread_eigen": False,
     "xla_cpu_prefer_vector_width": "512",
@@ -159,10 +159,10 @@ CPU_OPTIONS: dict[str, str | bool] = {
 
 @functools.cache
 def compiler_options(platform: str) -> dict[str, str | bool]:
-    """Options of XLA that make these programs faster, as far as this version of it has them.
+    """XLA options that make these programs faster, as far as this version of XLA has them.
 
     Args:
-        platform: `cpu`, the only one that has any, `gpu` or `tpu`.
+        platform: `cpu`, the only one with any options, `gpu` or `tpu`.
 
     Returns:
         An argument for `jax.stages.Lowered.compile`.
@@ -182,11 +182,11 @@ def compiler_options(platform: str) -> dict[str, str | bool]:
 
 
 def _start_on_one_core() -> list[jax.Device]:
-    """The devices, whose threads are all on one core if they are CPUs."""
+    """Start JAX with all CPU threads on one core, and return the devices."""
     if not hasattr(os, "sched_setaffinity"):
         return start_jax()
     cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})  # threads that JAX starts inherit it, earlier ones do not
+    os.sched_setaffinity(0, {min(cores)})  # inherited by JAX's threads, not by earlier ones
     available = start_jax()
     if available[0].platform != "cpu":
         os.sched_setaffinity(0, cores)

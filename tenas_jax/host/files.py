@@ -1,7 +1,7 @@
-"""Files that are whole at any moment, JSON with a checksum, local paths, errors in one line.
+"""Atomic files, JSON with checksums, local paths, one-line errors.
 
-A checksum is the CRC-32 of a record's JSON text with sorted keys, as eight hexadecimal digits in
-its member `crc32`. It finds damage and edits, and does not mind another layout of the text.
+The checksum is the CRC-32 of a record's JSON text with sorted keys, stored as eight hexadecimal
+digits in its member `crc32`. It detects damage and edits but ignores the layout of the text.
 """
 
 import gzip
@@ -23,15 +23,15 @@ LARGEST_TEXT = 1 << 28  # bytes
 
 CHECKSUM = "crc32"
 
-# Not of one letter, which is a drive of Windows. A `Path` has made one slash of two.
+# Not a single letter, which is a Windows drive. `Path` reduces two slashes to one.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
 
 
 def require_local(path: str | Path) -> None:
-    """Refuse a path with a scheme, which would become a local folder of that name.
+    """Reject a path with a scheme, which would become a local folder of that name.
 
     Args:
-        path: what a user names.
+        path: a path given by the user.
 
     Raises:
         InputError: it has a scheme.
@@ -54,10 +54,10 @@ give the path that it has here
 
 @contextmanager
 def file_errors(path: Path) -> Iterator[None]:
-    """Turn what the operating system says about a path into one line for the user.
+    """Turn errors of the operating system about a path into an `InputError`.
 
     Args:
-        path: what is read or written in the context.
+        path: the file read or written in the context.
 
     Raises:
         InputError: the path has a scheme, or an OSError occurred.
@@ -79,13 +79,13 @@ def file_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Write a file whole or not at all.
+    """Write a file atomically.
 
     Args:
         path: the file, which is replaced if it exists.
 
     Yields:
-        The file to write, which becomes the other if there is no error.
+        A temporary file to write, which replaces `path` if there is no error.
 
     Raises:
         InputError: the file cannot be written.
@@ -102,7 +102,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a file with a checksum, whole or not at all.
+    """Write a JSON file with a checksum, atomically.
 
     Args:
         path: the file, which is replaced if it exists.
@@ -116,10 +116,10 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def user_path(text: str) -> Path:
-    """The path that a user means, where `~` is the home folder.
+    """A path given by the user, with `~` expanded.
 
     Args:
-        text: what was written.
+        text: the path as written.
 
     Raises:
         InputError: there is no such home folder.
@@ -137,17 +137,17 @@ def user_path(text: str) -> Path:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, in UTF-8 or, as editors on Windows write it, in UTF-16.
+    """Read a text file in UTF-8, or in UTF-16 as written by editors on Windows.
 
     Args:
         path: the file; decompressed if its name ends in `.gz`.
 
     Raises:
-        InputError: it cannot be read, is not a regular file, is too large or is no text.
+        InputError: it cannot be read, is not a regular file, is too large or is not text.
     """
     with file_errors(path):
         mode = path.stat().st_mode
-        # Pipes of the shell are in /dev or /proc; another one may have no writer.
+        # Pipes of the shell are in /dev or /proc; others may have no writer.
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or path.parts[:2] in _SYSTEM):
             raise InputError(f"cannot use {path}: it is not a regular file")
         try:
@@ -170,17 +170,17 @@ _SYSTEM = (("/", "dev"), ("/", "proc"))
 
 
 def read_json(path: Path, *, remedy: str) -> dict[str, Any]:
-    """Read a file that `write_json` wrote.
+    """Read a file written by `write_json`.
 
     Args:
         path: the file.
-        remedy: what to do if it cannot be used, for the message.
+        remedy: what to do if it cannot be used, for the error message.
 
     Returns:
         Its value, without the checksum.
 
     Raises:
-        InputError: the file cannot be read, is no text, is damaged, or has no checksum.
+        InputError: the file cannot be read, is not text, is damaged, or has no checksum.
     """
     text = read_text(path)
     try:
@@ -197,7 +197,7 @@ def checksum(value: Mapping[str, Any], before: str = "0") -> str:
 
     Args:
         value: JSON values.
-        before: checksum of what precedes them, which is checked with them.
+        before: checksum of the preceding values, which is included.
 
     Returns:
         Eight hexadecimal digits.
@@ -211,18 +211,18 @@ def checksum(value: Mapping[str, Any], before: str = "0") -> str:
 
 
 def unsealed(text: str | bytes, before: str = "0") -> dict[str, Any]:
-    """The values of a JSON text with a checksum.
+    """Parse a JSON text and verify its checksum.
 
     Args:
         text: an object with the member `crc32`.
-        before: checksum of what precedes it.
+        before: checksum of the preceding values.
 
     Returns:
         Its other members.
 
     Raises:
         KeyError: it has no checksum.
-        ValueError: it is not JSON, no object, or another than the checksum is of.
+        ValueError: it is not a JSON object, or does not match its checksum.
 
     Example:
         >>> unsealed('{"crc32": "f2165b16", "kappa":12.50}')
@@ -247,7 +247,7 @@ def is_number(value: object) -> bool:
     """Whether a JSON value is a finite number.
 
     Args:
-        value: what was read.
+        value: a JSON value.
 
     Example:
         >>> is_number(0.5), is_number(True), is_number("12"), is_number(float("nan"))
@@ -259,13 +259,13 @@ def is_number(value: object) -> bool:
 
 
 def json_values(value: Any) -> Any:
-    """JSON values of nested lists and dictionaries; numbers that are not finite become strings.
+    """Convert nested lists and dictionaries to JSON values; non-finite numbers become strings.
 
     Args:
-        value: what is to be written.
+        value: the value to write.
 
     Returns:
-        Values from which `float` makes the same numbers.
+        Values that `float` converts back to the same numbers.
 
     Example:
         >>> json_values({"kappa": [0.5, float("inf")]})

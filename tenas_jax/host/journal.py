@@ -1,7 +1,7 @@
-"""Files that grow by lines of JSON, each with the running checksum of all lines up to it.
+"""Append-only files of JSON lines, each with the running checksum of all lines so far.
 
-The first checksum starts from that of the settings which the lines are of. So a line that is
-damaged, missing, repeated or of another file is found, and what a kill leaves of the last line too.
+The running checksum starts from the settings of the run. It therefore detects lines that are
+damaged, missing, repeated or from another file, and a last line cut off by a kill.
 """
 
 import io
@@ -19,11 +19,11 @@ class Journal(NamedTuple):
     """The undamaged lines at the start of a file.
 
     Attributes:
-        records: their values.
-        seal: checksum of the last one.
-        size: their length in bytes.
-        damaged: whether a line follows that is damaged.
-        torn: whether nothing but that line follows.
+        records: the values of the lines.
+        seal: checksum of the last line.
+        size: length of the lines in bytes.
+        damaged: whether a damaged line follows.
+        torn: whether only that line follows.
     """
 
     records: list[dict[str, Any]]
@@ -33,23 +33,23 @@ class Journal(NamedTuple):
     torn: bool
 
     def error(self, path: Path, remedy: str) -> InputError:
-        """What is wrong with the line that follows.
+        """The error for the damaged line.
 
         Args:
             path: the file.
-            remedy: what to do, for the message.
+            remedy: what to do, for the error message.
         """
         number = len(self.records) + 1
         return InputError(f"{path}, line {number} is damaged or of another run: {remedy}")
 
 
 def read_journal(path: Path, settings: Mapping[str, Any], size: int | None = None) -> Journal:
-    """Read the lines of a file as far as they are undamaged.
+    """Read the lines of a file up to the first damaged one.
 
     Args:
         path: the file.
-        settings: JSON values that its lines are of.
-        size: length in bytes of what is read; None: all of it.
+        settings: the settings of the run, as JSON values.
+        size: number of bytes to read; None: all.
 
     Raises:
         InputError: the file cannot be read.
@@ -72,18 +72,18 @@ def read_journal(path: Path, settings: Mapping[str, Any], size: int | None = Non
 
 
 def append_journal(path: Path, records: Sequence[Mapping[str, Any]], seal: str) -> str:
-    """Write lines; when this returns they are on the disk.
+    """Append lines; they are on disk when this returns.
 
     Args:
         path: an existing file.
         records: JSON values; numbers are finite.
-        seal: checksum of the line before them.
+        seal: checksum of the previous line.
 
     Returns:
-        The checksum of the last of them.
+        The checksum of the last line.
 
     Raises:
-        InputError: they cannot be written; the file is then as it was before.
+        InputError: the lines cannot be written; the file is then unchanged.
     """
     text = ""
     for record in records:
@@ -97,7 +97,7 @@ def append_journal(path: Path, records: Sequence[Mapping[str, Any]], seal: str) 
                 file.flush()
                 os.fsync(file.fileno())
         except OSError:
-            # After closing, which writes what is left in the buffer.
+            # After closing, because that flushes the buffer.
             os.truncate(path, size)
             raise
     return seal

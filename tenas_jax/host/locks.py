@@ -1,4 +1,4 @@
-"""One process at a time uses a folder."""
+"""Locks on folders: one process at a time."""
 
 import contextlib
 import os
@@ -17,14 +17,14 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def locked(folder: Path, *, flag: str) -> Iterator[None]:
-    """Keep a folder to this process, in a distributed run to its process 0.
+    """Lock a folder for this process; in a distributed run, for its process 0.
 
-    The lock is advisory, and the operating system's (`flock`): it ends with the process, however
-    that ends. Where a file system has none, the lock is a file with the number of the process.
+    The lock is an advisory lock of the operating system (`flock`), which ends with the process in
+    any case. On file systems without it, the lock is a file with the process ID.
 
     Args:
-        folder: made if there is none, and removed if nothing is in it at the end.
-        flag: what names another folder, for the message.
+        folder: created if it does not exist, and removed if it is empty at the end.
+        flag: the flag that selects another folder, for the error message.
 
     Raises:
         InputError: in every process, if the folder is in use or cannot be used.
@@ -45,8 +45,8 @@ def locked(folder: Path, *, flag: str) -> Iterator[None]:
         yield
     finally:
         if lock is not None:
-            # Before the release: afterwards it may be another's. Who waits for a file that is gone
-            # does not get its lock.
+            # Before the release, because afterwards it may belong to another process. A process
+            # that waits for a removed file does not get its lock.
             path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # not empty
                 for each in made:
@@ -65,7 +65,7 @@ def _acquire(path: Path, flag: str) -> FileLock:
                 f"{path.parent} is in use by {_owner(path)}: wait for its end or choose another "
                 f"{flag}"
             ) from None
-        if not path.read_bytes().startswith(b"%d\n" % os.getpid()):  # a lock without flock has it
+        if not path.read_bytes().startswith(b"%d\n" % os.getpid()):  # already there without flock
             path.write_text(f"{os.getpid()}\n{socket.gethostname()}\n")
     return lock
 
@@ -73,6 +73,6 @@ def _acquire(path: Path, flag: str) -> FileLock:
 def _owner(path: Path) -> str:
     try:
         process, host = path.read_text().splitlines()[:2]
-    except (OSError, ValueError):  # it has just begun or ended
+    except (OSError, ValueError):  # it has just started or ended
         return "another process"
     return f"process {process} on {host}"

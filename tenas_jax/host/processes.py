@@ -1,7 +1,7 @@
-"""The processes of a distributed run, and how they talk to each other.
+"""The processes of a distributed run and their communication.
 
-Every process of a distributed search runs the same host loop, in step: what a search does next
-follows from its measurements, which all of them get. This module alone knows how they talk.
+All processes run the same host loop in lockstep: every process gets all measurements, and these
+determine what a search does next. Communication is confined to this module.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ from jaxtyping import Array, Shaped
 
 from tenas_jax.errors import InputError
 
-# A process that is silent for so long is given up; one that is killed is noticed at once.
+# A process silent for this long is considered lost; a killed one is noticed at once.
 HEARTBEAT_SECONDS = 30
 
 
@@ -33,20 +33,16 @@ class LostProcess(Exception):
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes files and prints: process 0, or the only one.
-
-    Returns:
-        The same answer at any time.
-    """
+    """Whether this is the process that writes files and prints: process 0, or the only one."""
     return jax.process_index() == 0
 
 
 def place(x: Shaped[Array | np.ndarray, "..."], sharding: NamedSharding) -> Shaped[Array, "..."]:
-    """Put an array, the same in every process, on the devices of all.
+    """Put an array that is the same in every process on the devices of all processes.
 
     Args:
         x: the whole array.
-        sharding: which part of it each device holds.
+        sharding: how it is sharded over the devices.
 
     Returns:
         The array on the devices.
@@ -69,7 +65,7 @@ def gather(x: Shaped[Array, "..."]) -> Shaped[np.ndarray, "..."]:
     if x.is_fully_addressable:
         return np.asarray(x)
     try:
-        # The devices of a process wait only some seconds for each other.
+        # The devices of a process wait for each other only for some seconds.
         jax.block_until_ready(x)
         return np.asarray(_replicated(x))
     except jax.errors.JaxRuntimeError as error:
@@ -77,10 +73,10 @@ def gather(x: Shaped[Array, "..."]) -> Shaped[np.ndarray, "..."]:
 
 
 def exchange(text: str) -> list[str]:
-    """Give every process the texts of all.
+    """Give every process the texts of all processes.
 
     Args:
-        text: that of this process.
+        text: the text of this process.
 
     Returns:
         One text for each process, in order.
@@ -103,7 +99,7 @@ def exchange(text: str) -> list[str]:
 
 @contextmanager
 def shared_errors() -> Iterator[None]:
-    """Wait for all processes to end this context, and raise in all of them what one raises.
+    """Wait until all processes leave this context; an error in one is raised in all of them.
 
     Raises:
         InputError: as in the context, here or in another process.
@@ -123,13 +119,13 @@ def shared_errors() -> Iterator[None]:
         own = error
     texts = exchange("" if own is None else str(own))
     if any(texts):
-        part()  # nobody is to take the end of another process for its loss
+        part()  # so that no process takes the end of another for its loss
         process = next(index for index, text in enumerate(texts) if text)
         raise own or InputError(f"process {process}: {texts[process]}")
 
 
 def part() -> None:
-    """End the work that processes share: from here on none of them waits for another."""
+    """End the shared work: from here on no process waits for another."""
     if jax.distributed.is_initialized():
         jax.distributed.shutdown()
 
@@ -138,8 +134,8 @@ def leave(code: int) -> int:
     """End the search of this process.
 
     Args:
-        code: its exit code. If it is not 0 in the middle of shared work, the process ends here:
-            others may wait for it elsewhere, so that there is no end to wait for.
+        code: its exit code. If it is not 0 during shared work, the process exits immediately:
+            peers may be blocked in a collective, so exit without waiting.
 
     Returns:
         The exit code.
@@ -157,21 +153,21 @@ def join(
     process_id: int | None,
     local_devices: Sequence[int] | None,
 ) -> None:
-    """Connect this process to the others of a distributed run; to be called before JAX starts.
+    """Connect this process to the others of a distributed run; call this before JAX starts.
 
     Args:
-        coordinator_address: HOST:PORT on which process 0 listens, and on no other address: whoever
-            reaches it is taken for a process of this run; None: the cluster's environment, with
-            which process 0 listens on all its addresses.
-        process_count: number of processes; None: the cluster's environment.
-        process_id: which process this is, from 0; None: the cluster's environment.
+        coordinator_address: HOST:PORT on which process 0 listens, and on no other address. There is
+            no authentication: anyone who can reach it can join the run. None: from the cluster's
+            environment; process 0 then listens on all its addresses.
+        process_count: number of processes; None: from the cluster's environment.
+        process_id: index of this process, from 0; None: from the cluster's environment.
         local_devices: indices of the devices of this process to use; None: all.
 
     Raises:
         InputError: there is no cluster to join.
     """
     _explain_abort("cannot join the other processes of this search, for the reason above")
-    # It would swallow SIGTERM.
+    # Otherwise JAX would swallow SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -191,12 +187,12 @@ def join(
         raise InputError(f"cannot join the other processes of this search: {error}") from error
     _explain_abort(str(LostProcess()))
     with _without_stdout():
-        exchange("")  # the first time Gloo, which connects the processes of CPUs, prints a greeting
+        exchange("")  # Gloo, which connects CPU processes, prints a greeting the first time
 
 
 @contextmanager
 def _without_stdout() -> Iterator[None]:
-    """Discard what even C++ code prints."""
+    """Discard everything printed, even by C++ code."""
     sys.stdout.flush()
     kept = os.dup(1)
     with open(os.devnull, "wb") as nowhere:
@@ -209,10 +205,10 @@ def _without_stdout() -> Iterator[None]:
 
 
 def _explain_abort(line: str) -> None:
-    """Let JAX abort this process with a line for the user and exit code 1.
+    """When JAX aborts this process, print a line for the user and exit with code 1.
 
-    A thread of its C++ aborts when a process is lost, and offers no callback that works; a signal
-    handler of Python's own would have to wait for the main thread.
+    When a process is lost, one of JAX's C++ threads aborts, and its callback does not work. A
+    Python signal handler would have to wait for the main thread.
     """
 
     def explain(_: int) -> None:
@@ -224,7 +220,7 @@ def _explain_abort(line: str) -> None:
     ctypes.CDLL(None).signal(signal.SIGABRT, handler)
 
 
-# C keeps no reference to them.
+# Keep references: C does not.
 _abort_handlers: list[Callable[[int], None]] = []
 
 

@@ -1,7 +1,7 @@
-"""Traced programs, kept from one run to the next.
+"""A cache of traced programs.
 
-JAX's compilation cache saves a second run the compilation, but not the tracing that finds out what
-to look up there, which for a supernet takes longer than all else before the first measurement.
+JAX's compilation cache saves later runs the compilation, but not the tracing that yields its key.
+For a supernet, tracing takes longer than everything else before the first measurement.
 """
 
 import hashlib
@@ -21,18 +21,18 @@ PACKAGES = ("jax", "jaxlib", "flax", "neural-tangents", "numpy", "optax")
 
 
 def traced(function: jax.stages.Wrapped, identity: str | None, *arguments: Any) -> export.Exported:
-    """A function as a program, traced here or in an earlier run.
+    """Trace a function, or load its program from an earlier run.
 
-    Programs are kept in the folder of JAX's compilation cache, if there is one.
+    Programs are stored in the folder of JAX's compilation cache, if there is one.
 
     Args:
-        function: what `jax.jit` returned.
-        identity: what its program depends on, besides the arguments' shapes, JAX's settings and the
-            source code of packages; None: unknown, so that it is not kept.
-        *arguments: what it is called with, arrays.
+        function: the result of `jax.jit`.
+        identity: everything its program depends on besides the shapes of the arguments, JAX's
+            settings and the source code of packages; None: unknown, so it is not stored.
+        *arguments: arrays to trace it with.
 
     Returns:
-        The program; `jax.jit` takes its `call`.
+        The program; `jax.jit` accepts its `call`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -58,10 +58,10 @@ def traced(function: jax.stages.Wrapped, identity: str | None, *arguments: Any) 
 
 
 def versions() -> dict[str, str]:
-    """The versions of what programs are made by and run on.
+    """The versions of the packages that programs depend on.
 
     Returns:
-        Versions by the names of packages, and of Python.
+        Versions by package name, including Python.
 
     Example:
         >>> sorted(versions())
@@ -72,6 +72,6 @@ def versions() -> dict[str, str]:
 
 
 def _source() -> list[str]:
-    """This package's files, of which a program is made."""
+    """This package's source files, which determine a program."""
     files = sorted(Path(__file__).parents[1].rglob("*.py"))
     return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]

@@ -1,7 +1,7 @@
-"""What numbers depend on besides the configuration: JAX's settings, versions, the platform.
+"""Reproducibility: JAX's settings, versions and the platform, on which numbers depend.
 
-Settings that can be pinned are pinned where a search, a score or a training runs, whatever the
-user's environment says; the others are recorded with its files.
+A search, a score or a training pins the settings that can be pinned, whatever the user's
+environment says, and records the others with its files.
 """
 
 import os
@@ -14,7 +14,7 @@ import jax
 from tenas_jax.host.programs import versions
 from tenas_jax.numerics import PRNG
 
-# Settings that change numbers and have no context manager, or are the user's to choose.
+# Settings that change numbers but have no context manager, or that the user may choose.
 RECORDED = (
     "jax_allow_f16_reductions",
     "jax_default_matmul_precision",
@@ -32,7 +32,7 @@ _NEUTRAL = ("--xla_dump", "--xla_force_host_platform_device_count")
 
 @contextmanager
 def pinned() -> Iterator[None]:
-    """Pin the types of numbers and the random generator in this context; also a decorator.
+    """Pin the number types and the random generator in this context; also a decorator.
 
     Example:
         >>> import jax.numpy as jnp
@@ -49,7 +49,7 @@ def pinned() -> Iterator[None]:
 
 
 def environment() -> dict[str, Any]:
-    """What is recorded with the files of a search or a training.
+    """The environment, as recorded with the files of a search or a training.
 
     Returns:
         JSON values: the platform, versions of packages, settings of JAX, flags of XLA.
@@ -64,18 +64,18 @@ def environment() -> dict[str, Any]:
     return {
         "platform": jax.default_backend(),
         **packages,
-        # A version of JAX may lack some.
+        # Some versions of JAX lack some of them.
         "settings": {name: str(jax.config.values.get(name)) for name in RECORDED},
         "xla_flags": sorted(flag for flag in flags if not flag.startswith(_NEUTRAL)),
     }
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two environments.
+    """The differences between two environments.
 
     Args:
         then: a recorded environment.
-        now: another.
+        now: another environment.
 
     Returns:
         A text for each difference, with both values.

@@ -1,4 +1,4 @@
-"""Checksums of whole files, in the format of `sha256sum`.
+"""Checksums of files, in the format of `sha256sum`.
 
 `sha256sum --check SHA256SUMS` checks the files without this library.
 """
@@ -16,11 +16,11 @@ def write_sums(folder: Path, files: Iterable[Path]) -> None:
     """Write the checksums of files.
 
     Args:
-        folder: where the list is to be.
+        folder: the folder of the list.
         files: files in it or in its subfolders.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the list cannot be written.
     """
     lines = [f"{_digest(file)}  {file.relative_to(folder).as_posix()}\n" for file in sorted(files)]
     with whole_file(folder / SUMS) as unfinished:
@@ -28,13 +28,13 @@ def write_sums(folder: Path, files: Iterable[Path]) -> None:
 
 
 def require_sums(folder: Path) -> None:
-    """Make sure that the files of a list are as they were written.
+    """Check that the files of a list are unchanged.
 
     Args:
-        folder: where the list is.
+        folder: the folder of the list.
 
     Raises:
-        ValueError: a file is another, or the list is damaged.
+        ValueError: a file has changed, or the list is damaged.
         OSError: a file or the list is missing.
     """
     for line in (folder / SUMS).read_text().splitlines():

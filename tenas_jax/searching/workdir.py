@@ -44,7 +44,7 @@ def open_workdir(workdir: Path, settings: Mapping[str, Any], *, resume: bool | N
         if config.exists() and not trace.exists():
             raise InputError(f"{workdir} holds something else: choose another --workdir")
         if resume and not (config.exists() and trace.exists()):
-            raise InputError(f"{workdir} holds no search to go on with: leave out --resume")
+            raise InputError(f"{workdir} holds no search to continue: leave out --resume")
         # Without a measurement nothing is lost by starting again.
         started = trace.exists() and trace.stat().st_size > 0
         started |= (workdir / "result.json").exists()
@@ -52,7 +52,8 @@ def open_workdir(workdir: Path, settings: Mapping[str, Any], *, resume: bool | N
         _require_same(config, settings)
     if started and resume is False:
         raise InputError(
-            f"{workdir} already holds this search: go on with --resume or choose another --workdir"
+            f"{workdir} already holds this search: continue with --resume or choose another "
+            "--workdir"
         )
     if not started:
         with file_errors(trace):

@@ -241,7 +241,7 @@ class Checkpoints:
         except Exception as error:  # Orbax raises almost anything on damaged files
             raise InputError(
                 f"checkpoint {step} in {self._folder} is damaged ({first_line(error)}): delete "
-                f"{self._folder / str(step)} to go on without it"
+                f"{self._folder / str(step)} to continue without it"
             ) from error
 
 

@@ -102,7 +102,7 @@ def open_output(folder: Path, training: Training, *, resume: bool) -> None:
             if names := _differing(theirs, config):
                 raise InputError(
                     f"process {process} differs in {', '.join(names)}: give every process the "
-                    "same words and images"
+                    "same arguments and images"
                 )
         if is_main() and resume:
             if names := _differing(_read_config(folder)[1], config):
@@ -115,7 +115,7 @@ def open_output(folder: Path, training: Training, *, resume: bool) -> None:
                 folder.mkdir(parents=True, exist_ok=True)
                 if any(path.name != LOCK for path in folder.iterdir()):
                     raise InputError(
-                        f"{folder} is not empty: go on with --resume or choose another --output"
+                        f"{folder} is not empty: continue with --resume or choose another --output"
                     )
             write_json(folder / CONFIG_FILE, config)
 

@@ -62,7 +62,7 @@ def scorer(monkeypatch, tmp_path):
         ("search --devices 0", "devices must be at least 1, not 0"),
         ("search --compilation-cache-mb 0", "compilation-cache-mb must be at least 1, not 0"),
         ("search --compilation-cache-mb 1.5", "Error parsing --compilation-cache-mb: invalid"),
-        ("search --resume", "tenas-runs/nas-bench-201-seed0 holds no search to go on with"),
+        ("search --resume", "tenas-runs/nas-bench-201-seed0 holds no search to continue"),
         ("search --workdir /dev/null/run", "cannot use /dev/null/run: Not a directory"),
     ],
 )
@@ -208,7 +208,7 @@ def test_a_second_search_in_the_same_folder_is_refused(scorer, capsys):
     assert cli.main(["search", "--workdir", "run"]) == 0
     capsys.readouterr()
     assert cli.main(["search", "--workdir", "run"]) == 2
-    assert "already holds this search: go on with --resume" in capsys.readouterr().err
+    assert "already holds this search: continue with --resume" in capsys.readouterr().err
     assert cli.main(["search", "--workdir", "run", "--resume", "--repeats", "4"]) == 2
     assert "differs in repeats:" in capsys.readouterr().err
     calls = scorer.calls
@@ -233,7 +233,7 @@ def test_an_interruption_says_how_to_go_on(scorer, capsys, monkeypatch, number, 
     finally:
         signal.signal(signal.SIGINT, before)
     error = capsys.readouterr().err
-    assert error == "tenas: interrupted; go on with: tenas search --workdir 'a run' --resume\n"
+    assert error == "tenas: interrupted; continue with: tenas search --workdir 'a run' --resume\n"
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     scorer.compiled = 0
     assert cli.main(shlex.split(error.partition("with: ")[2])[1:]) == 0

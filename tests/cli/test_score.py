@@ -125,7 +125,7 @@ def test_an_interrupted_run_goes_on(scorer, capsys, tmp_path):
     scorer.dies_at_call, measured = None, scorer.calls
     assert not (tmp_path / "killed" / "scores.csv").exists()
     assert cli.main([*words, "--workdir", "killed"]) == 2
-    assert "go on with --resume" in capsys.readouterr().err
+    assert "continue with --resume" in capsys.readouterr().err
     assert cli.main([*words, "--workdir", "killed", "--resume"]) == 0
     assert scorer.calls == measured + 1
     paths = [tmp_path / run / "scores.csv" for run in ("whole", "killed")]

@@ -242,7 +242,7 @@ def test_advice_can_be_typed(tmp_path):
     words = ["--workdir", "my  run", "it's", "two\nlines\t'", "κ", "--resume"]
     line = how_to_go_on("search", words, resume=True)
     assert "\n" not in line
-    advice = line.partition("go on with: ")[2]
+    advice = line.partition("continue with: ")[2]
     script = f"tenas() {{ printf '%s\\0' \"$@\"; }}; {advice}"
     run = subprocess.run(["bash", "-c", script], capture_output=True, check=True)
     assert run.stdout.decode().split("\0")[:-1] == ["search", *words]

@@ -224,7 +224,7 @@ def test_terminated_by_a_signal(uninterrupted, fit, words, devices, tmp_path, ca
     given = [*words, "--output", str(tmp_path / "run"), "--log-every", "1"]
     assert train.run(given) == 128 + signal.SIGTERM
     error = capsys.readouterr().err
-    assert re.fullmatch(r"tenas: interrupted; go on with: tenas train .* --resume\n", error)
+    assert re.fullmatch(r"tenas: interrupted; continue with: tenas train .* --resume\n", error)
     assert last_state(tmp_path / "run").step == 9
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert fit(tmp_path / "run")
@@ -296,7 +296,10 @@ def test_a_loss_that_is_not_finite_ends_the_training(setup, tmp_path):
         ({"--auxiliary": "0.4"}, "the auxiliary head needs image_size 32"),
         ({"--log-every": "0"}, "log_every must be at least 1, not 0"),
         ({"--resume": None}, "empty holds no training"),
-        ({"--output": "full"}, "full is not empty: go on with --resume or choose another --output"),
+        (
+            {"--output": "full"},
+            "full is not empty: continue with --resume or choose another --output",
+        ),
         ({"--epoch": "3"}, "Unrecognized options: --epoch"),
     ],
 )

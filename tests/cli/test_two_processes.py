@@ -140,7 +140,7 @@ def test_an_interrupted_run_in_its_default_folder_is_resumed(interloper, tmp_pat
     interloper.act = interrupt
     assert cli.main(["search", "--repeats", "2"]) == 130
     error = capsys.readouterr().err
-    assert error.endswith("go on with: tenas search --repeats 2 --resume\n")
+    assert error.endswith("continue with: tenas search --repeats 2 --resume\n")
     assert cli.main(["search", "--repeats", "2", "--resume"]) == 0
     assert len(list((tmp_path / "tenas-runs").iterdir())) == 1
 

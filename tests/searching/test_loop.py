@@ -254,13 +254,13 @@ def test_the_folder_of_something_else_is_left_alone(tmp_path):
 
 
 def test_resume_has_to_be_meant(tmp_path):
-    with pytest.raises(InputError, match="holds no search to go on with: leave out --resume"):
+    with pytest.raises(InputError, match="holds no search to continue: leave out --resume"):
         search(tmp_path / "new", resume=True)
     with pytest.raises(InterruptedByTest):
         search(tmp_path, HashScorer(dies_at_call=0))
     with pytest.raises(InterruptedByTest):  # nothing was measured: starting again loses nothing
         search(tmp_path, HashScorer(dies_at_call=1))
-    with pytest.raises(InputError, match="go on with --resume or choose another --workdir"):
+    with pytest.raises(InputError, match="continue with --resume or choose another --workdir"):
         search(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="is of another version"):

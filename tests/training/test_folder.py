@@ -90,7 +90,7 @@ def test_a_training_is_resumed_where_it_was_begun(tmp_path, monkeypatch, change,
 def test_a_lock_is_no_content(tmp_path):
     with locked(tmp_path, flag="--output"):
         open_output(tmp_path, TRAINING, resume=False)
-    with pytest.raises(InputError, match="is not empty: go on with --resume"):
+    with pytest.raises(InputError, match="is not empty: continue with --resume"):
         open_output(tmp_path, TRAINING, resume=False)
 
 
