@@ -8,10 +8,10 @@ import os
 import pickle
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from archives import STUB, write_archive
 from genotypes import bench_text
 
 from tenas_jax.analysis.nasbench import (
@@ -234,112 +234,26 @@ def test_tables_refuse_arrays_of_other_lengths():
         AccuracyTable((A,), np.ones(1), np.ones(2), np.ones(1))
 
 
-def trial(seed: int, accuracies: dict[str, float], params: float, flop: float) -> dict:
-    """What an archive holds of one training: the state of a `ResultsCount`."""
-    return {
-        "name": "infer.tiny",
-        "net_state_dict": None,
-        "train_acc1es": {199: 99.0},
-        "train_losses": {199: 0.1},
-        "train_times": None,
-        "arch_config": {},
-        "params": params,
-        "flop": flop,
-        "seed": seed,
-        "epochs": 200,
-        "latency": None,
-        "eval_names": list(accuracies),
-        "eval_acc1es": {f"{name}@199": value for name, value in accuracies.items()},
-        "eval_losses": {f"{name}@199": 0.1 for name in accuracies},
-        "eval_times": {},
-    }
-
-
-def results(index: int, arch: str) -> dict:
-    """What an archive holds of an architecture: the state of an `ArchResults`."""
-    trained = {
-        ("cifar10", 777): trial(777, {"ori-test": 90.0 + index}, 0.5 + index, 10.0 + index),
-        ("cifar10", 888): trial(888, {"ori-test": 91.0 + index}, 0.5 + index, 10.0 + index),
-        ("cifar100", 777): trial(777, {"x-test": 70.0 + index, "ori-test": 1.0}, 9.0, 9.0),
-        ("ImageNet16-120", 777): trial(777, {"x-test": 45.0, "ori-test": 1.0}, 8.0, 8.0),
-    }
-    seeds = {"cifar10": [777, 888], "cifar100": [777], "ImageNet16-120": [777]}
-    state = {"arch_index": index, "arch_str": arch, "clear_net_done": True}
-    return state | {"all_results": trained, "dataset_seed": seeds}
-
-
 TABLE = [
     [*HEADER.split(",")[:3], "cifar100_test", "imagenet16_120_test", "params_m", "flops_m"],
-    ["0", A, "90.5000", "70.0000", "45.0000", "0.500000", "10.0000"],
-    ["1", B, "91.5000", "71.0000", "45.0000", "1.500000", "11.0000"],
+    ["0", A, "80.5000", "70.0000", "45.0000", "0.500000", "10.0000"],
+    ["1", B, "81.5000", "71.0000", "45.0000", "1.500000", "11.0000"],
 ]
-
-
-class StubResults:
-    """What is used of `nats_bench.ArchResults`, with its definitions."""
-
-    @classmethod
-    def create_from_state_dict(cls, state: dict) -> "StubResults":
-        stub = cls()
-        stub.trials = {
-            dataset: [state["all_results"][dataset, seed] for seed in seeds]
-            for dataset, seeds in state["dataset_seed"].items()
-        }
-        return stub
-
-    def get_metrics(self, dataset: str, setname: str) -> dict:
-        trials = self.trials[dataset]
-        return {"accuracy": np.mean([each["eval_acc1es"][f"{setname}@199"] for each in trials])}
-
-    def get_compute_costs(self, dataset: str) -> dict:
-        trials = self.trials[dataset]
-        return {
-            "params": np.mean([each["params"] for each in trials]),
-            "flops": np.mean([each["flop"] for each in trials]),
-        }
-
-
-def stub_pickle_load(path: Path) -> object:
-    with bz2.open(path) as file:
-        return pickle.load(file)
 
 
 @pytest.fixture(params=["stub", "nats-bench"])
 def nats_bench(request, monkeypatch):
     """The package that reads archives: one with its interface, and itself where it is installed."""
     if request.param == "stub":
-        stub = SimpleNamespace(ArchResults=StubResults, pickle_load=stub_pickle_load)
-        monkeypatch.setitem(sys.modules, "nats_bench", stub)
+        monkeypatch.setitem(sys.modules, "nats_bench", STUB)
     else:
         pytest.importorskip("nats_bench")
-
-
-def write_archive(folder: Path, kind: str, archs: tuple[str, ...] = (A, B)) -> Path:
-    """A small archive of one of the three official kinds."""
-    states = {index: results(index, arch) for index, arch in enumerate(archs)}
-    meta = {"meta_archs": list(archs), "evaluated_indexes": set(states)}
-    if kind == "folder":
-        path = folder / "NATS-tss-v1_0-3ffb9-simple"
-        path.mkdir()
-        files = {"meta": meta} | {f"{i:06d}": {"200": state} for i, state in states.items()}
-        for name, value in files.items():
-            (path / f"{name}.pickle.pbz2").write_bytes(bz2.compress(pickle.dumps(value)))
-    elif kind == "file":
-        path = folder / "NATS-tss-v1_0-3ffb9.pickle.pbz2"
-        infos = {index: {"200": state} for index, state in states.items()}
-        path.write_bytes(bz2.compress(pickle.dumps(meta | {"arch2infos": infos})))
-    else:
-        torch = pytest.importorskip("torch")
-        path = folder / "NAS-Bench-201-v1_1-096897.pth"
-        infos = {index: {"full": state, "less": {}} for index, state in states.items()}
-        torch.save(meta | {"arch2infos": infos}, path)
-    return path
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "pth"])
 def test_archives_become_tables(nats_bench, tmp_path, kind):
     target, seen = tmp_path / "table.csv.gz", []
-    archive = write_archive(tmp_path, kind)
+    archive = write_archive(tmp_path, kind, (A, B))
     assert convert(archive, target, lambda *counts: seen.append(counts)) == 2
     assert seen == [(1, 2), (2, 2)]
     with gzip.open(target, "rt", newline="") as file:
@@ -354,7 +268,7 @@ def test_archives_become_tables(nats_bench, tmp_path, kind):
 def test_existing_output_is_kept(nats_bench, tmp_path, write):
     target = write("mine")
     with pytest.raises(InputError, match=r"table.csv exists: choose another --output"):
-        convert(write_archive(tmp_path, "file"), target)
+        convert(write_archive(tmp_path, "file", (A, B)), target)
     assert target.read_text() == "mine\n"
 
 
@@ -376,7 +290,7 @@ def test_other_files_are_no_archives(nats_bench, tmp_path, name, content, fault)
 
 
 def test_incomplete_archives_are_refused(nats_bench, tmp_path):
-    archive = write_archive(tmp_path, "folder")
+    archive = write_archive(tmp_path, "folder", (A, B))
     (archive / "000001.pickle.pbz2").unlink()
     with pytest.raises(InputError, match=r"000001.pickle.pbz2"):
         convert(archive, tmp_path / "table.csv")
@@ -409,7 +323,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path):
 
 def test_convert_command(nats_bench, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert command.run(["convert", str(write_archive(tmp_path, "file"))]) == 0
+    assert command.run(["convert", str(write_archive(tmp_path, "file", (A, B)))]) == 0
     assert capsys.readouterr().out == "2 architectures are in nasbench201.csv.gz\n"
     assert load_table(Path("nasbench201.csv.gz")).rank(B) == 1
 
