@@ -1,21 +1,23 @@
-"""A search's programs, compiled for a GPU that need not be there.
+"""A search's programs, compiled for a GPU or TPU that need not be there.
 
-    python -m bench.compile --target h100 --preset nas-bench-201 darts-cifar10
+    python -m bench.compile --target h100 --preset nas-bench-201 darts-cifar10 --devices 1 4
 
-XLA's compiler for CUDA needs no device. Nothing is run, so nothing here is a measured time but that
-of the compilation; without a device XLA does not try out kernels either, and takes its default for
-each convolution. The floor is a bound from below by the formula in the table.
+XLA's compilers for CUDA and for TPUs need no device. Nothing is run, so nothing here is a measured
+time but that of the compilation. For a GPU, XLA does not try out kernels without one, and takes its
+default for each convolution; the floor is a bound from below by the formula in the table. For a TPU
+the cycles are the compiler's own estimate.
 """
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 from unittest import mock
 
 import jax
@@ -30,11 +32,73 @@ from tenas_jax.host.devices import compiler_options
 from tenas_jax.searching import scorer as scoring
 from tenas_jax.searching.problem import look_up
 
-INSTALL = "XLA's compiler for CUDA is missing: pip install 'jax[cuda13]'; it needs no GPU"
+# What the compiler for TPUs reads where a machine says it: here, that none is one.
+NO_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+
+
+class Target(Protocol):
+    """What programs are compiled for."""
+
+    @property
+    def name(self) -> str:
+        """Of the product."""
+
+    @property
+    def memory(self) -> int:
+        """Bytes, of a device."""
+
+    @property
+    def bandwidth(self) -> int:
+        """Of the memory, bytes a second."""
+
+    @property
+    def platform(self) -> str:
+        """JAX's name of it where programs are lowered."""
+
+    @property
+    def backend(self) -> str:
+        """What `jax.default_backend` says there."""
+
+    @property
+    def extra(self) -> str:
+        """The extra of JAX with the compiler."""
+
+    def devices(self, count: int) -> Sequence[Any]:
+        """That many devices to compile for."""
 
 
 @dataclass(frozen=True)
-class Target:
+class Tpu:
+    """A TPU, by its documentation.
+
+    Args:
+        name: of the product.
+        topology: XLA's name of four chips.
+        memory: bytes of a chip.
+        bandwidth: of the memory, bytes a second.
+    """
+
+    name: str
+    topology: str
+    memory: int
+    bandwidth: int
+    platform: ClassVar[str] = "tpu"
+    backend: ClassVar[str] = "tpu"
+    extra: ClassVar[str] = "tpu"
+
+    def devices(self, count: int) -> Sequence[Any]:
+        for name, value in NO_TPU.items():
+            os.environ.setdefault(name, value)
+        four = topologies.get_topology_desc(platform="tpu", topology_name=self.topology)
+        return list(four.devices[:count])
+
+
+@dataclass(frozen=True)
+class Gpu:
     """A GPU, by its data sheet.
 
     Args:
@@ -60,6 +124,18 @@ class Target:
     memory: int
     bandwidth: int
     clock: float
+    platform: ClassVar[str] = "cuda"
+    backend: ClassVar[str] = "gpu"
+    extra: ClassVar[str] = "cuda13"
+
+    def devices(self, count: int) -> Sequence[Any]:
+        topology = topologies.get_topology_desc(
+            platform="cuda",
+            topology_name="",
+            topology=f"1x1x{count}",
+            target_config=self.config,
+        )
+        return list(topology.devices)
 
     @property
     def config(self) -> str:
@@ -89,23 +165,26 @@ class Target:
 
 
 KIB, GIB = 2**10, 2**30
-TARGETS = {
-    "h100": Target(
+TARGETS: dict[str, Target] = {
+    "h100": Gpu(
         "NVIDIA H100 SXM", (9, 0), 132, 128, 2048, 228 * KIB, 50 * KIB**2, 79 * GIB,
         3_350_000_000_000, 1.98,
     ),
-    "a100": Target(
+    "a100": Gpu(
         "NVIDIA A100 SXM", (8, 0), 108, 64, 2048, 164 * KIB, 40 * KIB**2, 79 * GIB,
         2_039_000_000_000, 1.41,
     ),
-    "l4": Target(
+    "l4": Gpu(
         "NVIDIA L4", (8, 9), 58, 128, 1536, 100 * KIB, 48 * KIB**2, 22 * GIB,
         300_000_000_000, 2.04,
     ),
-    "t4": Target(
+    "t4": Gpu(
         "NVIDIA T4", (7, 5), 40, 64, 1024, 64 * KIB, 4 * KIB**2, 15 * GIB,
         320_000_000_000, 1.59,
     ),
+    "v5e": Tpu("TPU v5e", "v5e:2x2", 16 * GIB, 819_000_000_000),
+    "v6e": Tpu("TPU v6e", "v6e:2x2", 32 * GIB, 1_640_000_000_000),
+    "v4": Tpu("TPU v4", "v4:2x2x1", 32 * GIB, 1_228_000_000_000),
 }  # fmt: skip
 
 
@@ -118,16 +197,18 @@ class Compiled:
         metrics: that it measures.
         single_path: whether it is for masks with at most one operator per edge.
         images: of a kernel.
-        rows: that a call measures.
+        devices: that share the rows.
+        rows: that a call measures on each device.
         trace_seconds: of the CPU, to trace it.
         compile_seconds: of the CPU, to compile it.
         temporary_mib: memory besides its arguments and results.
-        peak_mib: all memory.
-        kernels: launched, for each row.
+        peak_mib: all memory of a device.
+        kernels: run, for each row.
         conditionals: at each the host waits for the device, for each row.
         gflop: of convolutions and matrix products, for each row.
         gigabytes: read and written, for each row.
-        floor_ms: by `hlo.FORMULA`, for each row.
+        floor_ms: by `hlo.FORMULA`, for each row; None: for TPUs, which keep much on the chip.
+        mega_cycles: millions, the compiler's estimate for each row; None: for GPUs.
         unknown_loops: loops of unknown length, counted once.
     """
 
@@ -135,6 +216,7 @@ class Compiled:
     metrics: str
     single_path: bool
     images: int
+    devices: int
     rows: int
     trace_seconds: float
     compile_seconds: float
@@ -144,66 +226,81 @@ class Compiled:
     conditionals: float
     gflop: float
     gigabytes: float
-    floor_ms: float
+    floor_ms: float | None
+    mega_cycles: float | None
     unknown_loops: int
+
+    @property
+    def program(self) -> tuple[str | int, ...]:
+        """Which one it is."""
+        return self.preset, self.metrics, self.single_path, self.images, self.devices
 
 
 def programs(
-    target: str, preset: str, *, single_path: bool = False, images: int | None = None
+    target: str,
+    preset: str,
+    *,
+    devices: int = 1,
+    single_path: bool = False,
+    images: int | None = None,
+    metrics: str | None = None,
 ) -> Iterator[Compiled]:
-    """Compiles the programs of a search on one device.
+    """Compiles the programs of a search.
 
     Args:
         target: key of `TARGETS`.
         preset: name of its configuration.
+        devices: that share the rows.
         single_path: whether for masks with at most one operator per edge.
         images: of the kernel; None: those of the preset.
+        metrics: that are measured; None: those of the preset.
 
     Raises:
         common.SkipError: the compiler is not installed.
     """
     card = TARGETS[target]
     try:
-        topology = topologies.get_topology_desc(
-            platform="cuda", topology_name="", topology="1x1x1", target_config=card.config
-        )
+        there = card.devices(devices)
     except (RuntimeError, NotImplementedError) as error:
-        raise common.SkipError(f"{INSTALL} ({str(error).partition(chr(10))[0]})") from error
+        raise common.SkipError(
+            f"XLA's compiler for {card.name} is missing: pip install 'jax[{card.extra}]'; it needs "
+            f"no such device ({str(error).partition(chr(10))[0]})"
+        ) from error
 
     def traced(function: Any, identity: Any, *arguments: Any) -> export.Exported:
-        return export.export(function, platforms=["cuda"])(*arguments)
+        return export.export(function, platforms=[card.platform])(*arguments)
 
     def shape(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     config = get_preset(preset)
     ntk = dataclasses.replace(config.ntk, batch_size=images or config.ntk.batch_size)
-    config = dataclasses.replace(config, ntk=ntk)
+    config = dataclasses.replace(config, ntk=ntk, metrics=metrics or config.metrics)
     pixels = np.zeros((config.images, config.image_size, config.image_size, 3), np.uint8)
     image_set = ImageSet(pixels, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "none")
     with (
         # What the library asks, and where it puts what, on a machine that has the device.
-        mock.patch.object(jax, "default_backend", lambda: "gpu"),
+        mock.patch.object(jax, "default_backend", lambda: card.backend),
         mock.patch.object(scoring, "place", shape),
         mock.patch.object(scoring, "traced", traced),
     ):
-        scorer = scoring.make_scorer(
-            look_up(config), image_set, topology.devices[:1], single_path=single_path
-        )
+        scorer = scoring.make_scorer(look_up(config), image_set, there, single_path=single_path)
         for part in scorer.parts():
             start = _cpu_seconds()
             for lowered in part.lower():  # none, or one
                 traced_at = _cpu_seconds()
-                compiled = lowered.compile(compiler_options("gpu"))
+                compiled = lowered.compile(compiler_options(card.backend))
                 end = _cpu_seconds()
                 memory, text = compiled.memory_analysis(), compiled.as_text()
                 assert memory is not None and text is not None
-                cost, count = hlo.Program(text).cost, part.batch_rows
+                cost, count = hlo.Program(text).cost, part.batch_rows // devices
+                is_tpu = isinstance(card, Tpu)
                 yield Compiled(
                     preset,
                     ", ".join(metric.name for metric in part.metrics),
                     single_path,
                     ntk.batch_size,
+                    devices,
                     count,
                     traced_at - start,
                     end - traced_at,
@@ -213,7 +310,8 @@ def programs(
                     cost.conditionals / count,
                     cost.flops / count / 1e9,
                     cost.bytes / count / 1e9,
-                    cost.floor(card.bandwidth) / count * 1e3,
+                    None if is_tpu else cost.floor(card.bandwidth) / count * 1e3,
+                    cost.cycles / count / 1e6 if is_tpu else None,
                     cost.unknown_loops,
                 )
 
@@ -228,54 +326,66 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--target", choices=TARGETS, default="h100")
     parser.add_argument("--preset", nargs="+", default=["nas-bench-201", "darts-cifar10"])
+    parser.add_argument("--devices", type=int, nargs="+", default=[1], choices=range(1, 5))
     parser.add_argument("--single-path", action="store_true", help="as random search and scoring")
     parser.add_argument("--images", type=int, help="of a kernel; the preset's")
+    parser.add_argument("--metrics", help="the preset's")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")  # XLA for CUDA cannot start without a device
-    results: list[Compiled] = []
     try:
-        for preset in options.preset:
+        for preset, devices in itertools.product(options.preset, options.devices):
             for each in programs(
-                options.target, preset, single_path=options.single_path, images=options.images
+                options.target,
+                preset,
+                devices=devices,
+                single_path=options.single_path,
+                images=options.images,
+                metrics=options.metrics,
             ):
-                print(each, flush=True)
-                results.append(each)
+                report(options.results / "compiled", options.target, each)
     except common.SkipError as error:
         sys.exit(str(error))
-    report(options.results / "compiled", options.target, results)
 
 
-def report(folder: Path, target: str, results: Sequence[Compiled]) -> None:
-    """Writes the results, and prints them.
+def report(folder: Path, target: str, result: Compiled) -> None:
+    """Writes a result beside those of the same versions, and prints all.
 
     Args:
         folder: of all compiled programs.
-        target: for which they are.
-        results: of each.
+        target: for which it is.
+        result: replaces what was written of the same program.
     """
     card = TARGETS[target]
-    names = ("jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin", "tenas_jax")
-    versions = {name: common.installed_version(name) for name in names}
+    names = ["jax", "jaxlib", "tenas_jax"]
+    plugins = ("libtpu",) if isinstance(card, Tpu) else ("jax-cuda12-plugin", "jax-cuda13-plugin")
+    versions = {name: common.installed_version(name) for name in (*names, *plugins)}
+    path = folder / f"{target}.json"
+    written = json.loads(path.read_text()) if path.exists() else {}
+    same = written.get("versions") == versions
+    earlier = [Compiled(**each) for each in written["results"]] if same else []
+    results = [each for each in earlier if each.program != result.program] + [result]
     header = [field.name.replace("_", " ") for field in dataclasses.fields(Compiled)]
     rows = [dataclasses.astuple(each) for each in results]
     listed = ", ".join(f"{name} {version}" for name, version in versions.items())
+    bound = f"Floor: {hlo.FORMULA}, {card.bandwidth / 1e9:.0f} GB/s."
+    if isinstance(card, Tpu):
+        bound = "Cycles are the compiler's estimate."
     text = f"""# Programs compiled for {card.name}
 
 Nothing was run: no time here is measured but the CPU's, of the compilation. Memory is that of a
-call; kernels, and what follows them, are those of a row. Floor: {hlo.FORMULA},
-{card.bandwidth / 1e9:.0f} GB/s. {listed}.
+call; kernels, and what follows them, are those of a row. {bound} {listed}.
 
 {common.table(header, rows)}
 """
     folder.mkdir(parents=True, exist_ok=True)
     content = {
-        "target": dataclasses.asdict(card),
+        "target": vars(card),
         "versions": versions,
-        "floor": hlo.FORMULA,
+        "bound": bound,
         "results": [dataclasses.asdict(each) for each in results],
     }
-    (folder / f"{target}.json").write_text(json.dumps(content, indent=1) + "\n")
+    path.write_text(json.dumps(content, indent=1) + "\n")
     (folder / f"{target}.md").write_text(text)
     print(text, flush=True)
 

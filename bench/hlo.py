@@ -1,7 +1,7 @@
-"""What a program that XLA has compiled for a GPU does: kernels, conditionals, bytes, FLOPs.
+"""What a program that XLA has compiled does: kernels, conditionals, bytes, FLOPs, cycles.
 
 Read from its optimized HLO. What is in a loop counts as often as the loop runs; of the branches of
-a conditional counts the one with the most kernels.
+a conditional counts the one with the most cycles, or kernels where the compiler gives no cycles.
 """
 
 import math
@@ -18,8 +18,10 @@ BYTES = {"pred": 1, "bf16": 2, "f8e4m3fn": 1, "f8e5m2": 1, "c64": 8, "c128": 16}
 }
 # What launches no kernel.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"} | {
-    "partition-id", "replica-id", "opt-barrier", "async-done"
+    "partition-id", "replica-id", "opt-barrier"
 }  # fmt: skip
+# What passes on a value.
+COPIES = ("bitcast", "copy", "convert", "copy-start", "copy-done", "opt-barrier")
 
 
 class Instruction(NamedTuple):
@@ -46,6 +48,7 @@ class Cost:
         conditionals: at each the host waits for the device.
         bytes: read and written.
         flops: of convolutions and matrix products, a multiply-add being two.
+        cycles: as the compiler for TPUs estimates them; that for GPUs gives none.
         transfers: how many bytes how many kernels move.
         unknown_loops: loops of unknown length, counted once.
     """
@@ -54,6 +57,7 @@ class Cost:
     conditionals: int = 0
     bytes: int = 0
     flops: int = 0
+    cycles: int = 0
     transfers: dict[int, int] = field(default_factory=dict)
     unknown_loops: int = 0
 
@@ -63,6 +67,7 @@ class Cost:
         self.conditionals += other.conditionals * times
         self.bytes += other.bytes * times
         self.flops += other.flops * times
+        self.cycles += other.cycles * times
         self.unknown_loops += other.unknown_loops
         for size, count in other.transfers.items():
             self.transfers[size] = self.transfers.get(size, 0) + count * times
@@ -146,23 +151,58 @@ class Program:
     def _add(self, total: Cost, instruction: Instruction, computation: str) -> None:
         operation = instruction.operation
         if operation == "while":
-            known = re.search(r'known_trip_count"?:\{"n":"(\d+)"', instruction.rest)
-            total.unknown_loops += known is None
-            total.add(self._cost(instruction.called("body")), int(known[1]) if known else 1)
+            trips = self._trips(instruction, computation)
+            total.unknown_loops += trips is None
+            total.add(self._cost(instruction.called("body")), trips or 1)
         elif operation == "conditional":
             listed = re.search(r"branch_computations=\{([^}]*)\}", instruction.rest)
             names = listed[1].split(", ") if listed else []
             names += [instruction.called(f"{which}_computation") for which in ("true", "false")]
             branches = [self._cost(name.lstrip("%")) for name in names if name]
-            total.add(max(branches, key=lambda cost: cost.kernels))
+            total.add(max(branches, key=lambda cost: (cost.cycles, cost.kernels)))
             total.conditionals += 1
         elif operation in ("call", "async-start"):
             called = instruction.called("to_apply") or instruction.called("calls")
             total.add(self._cost(called))
-        elif operation not in FREE:
+        elif operation not in FREE and not operation.endswith("-done"):
             moved = self._bytes(instruction, computation)
             flops = self._flops(instruction, computation)
-            total.add(Cost(1, bytes=moved, flops=flops, transfers={moved: 1}))
+            estimated = re.search(r'"estimated_cycles":"(\d+)"', instruction.rest)
+            cycles = int(estimated[1]) if estimated else 0
+            total.add(Cost(1, bytes=moved, flops=flops, cycles=cycles, transfers={moved: 1}))
+
+    def _trips(self, loop: Instruction, computation: str) -> int | None:
+        """How often a loop runs: what XLA says, or what its counter is compared with."""
+        known = re.search(r'known_trip_count"?:\{"n":"(\d+)"', loop.rest)
+        if known:
+            return int(known[1])
+        around = self._computations[computation]
+        condition = self._computations.get(loop.called("condition"), {})
+        initial = around.get(loop.operands[0])
+
+        def constant(instruction: Instruction | None, here: dict[str, Instruction]) -> int | None:
+            if instruction is None:
+                return None
+            number = re.match(r"constant\((-?\d+)\)", instruction.rest)
+            if number:
+                return int(number[1])
+            if instruction.operation in COPIES:
+                return constant(here.get(instruction.operands[0]), here)
+            part = re.search(r"index=(\d+)", instruction.rest)
+            if instruction.operation != "get-tuple-element" or part is None:
+                return None
+            whole = here.get(instruction.operands[0])
+            if whole and whole.operation == "parameter" and here is condition:
+                whole, here = initial, around
+            if whole is None or whole.operation != "tuple":
+                return None
+            return constant(here.get(whole.operands[int(part[1])]), here)
+
+        compared = (each for each in condition.values() if each.type.startswith("pred[]"))
+        operands = (condition.get(name) for each in compared for name in each.operands)
+        limits = (constant(each, condition) for each in operands)
+        # The counter itself is there as well, at its first value: zero.
+        return max((limit for limit in limits if limit), default=None)
 
     def _bytes(self, instruction: Instruction, computation: str) -> int:
         """Read and written; of an array that is sliced or updated in place, that part."""
@@ -195,7 +235,10 @@ class Program:
             elif "convBackwardInput" in instruction.rest:
                 images = shapes[0]
             outputs = kernel[labels[1].index("o")]
-            total += 2 * math.prod(images) * math.prod(kernel) // max(outputs, 1)
+            # Of a dilated input most is zero, as in TPUs' form of a product of many matrices.
+            dilated = re.search(r"lhs_dilate=([\dx]+)", instruction.rest)
+            zeros = math.prod(map(int, dilated[1].split("x"))) if dilated else 1
+            total += 2 * math.prod(images) * math.prod(kernel) // max(outputs * zeros, 1)
         return total
 
 

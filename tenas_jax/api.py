@@ -28,7 +28,7 @@ from tenas_jax.host.reproducibility import pinned
 from tenas_jax.metrics.draw import Draw
 from tenas_jax.metrics.model import ApplyFn, Select, is_weight
 from tenas_jax.metrics.registry import METRICS, USUAL, Metric, distinct, get_metrics
-from tenas_jax.numerics import require_numbers
+from tenas_jax.numerics import highest_precision, require_numbers
 from tenas_jax.resolve import resolve
 from tenas_jax.searching import loop, scorer
 from tenas_jax.searching.config import GROUPS, SearchConfig
@@ -258,6 +258,7 @@ def score_problem(
     return ScoreTable(tuple(map(problem.space.to_string, masks)), problem.metrics, values)
 
 
+@highest_precision()
 def measure(
     apply_fn: ApplyFn,
     params: PyTree,

@@ -1,5 +1,8 @@
 """Precision and range of the numbers that all rooms share."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +16,25 @@ from tenas_jax.errors import InputError
 PRECISION = lax.Precision.HIGHEST
 MAX_SEED = 2**32 - 1
 PRNG = "threefry2x32"  # whatever JAX's default is, now or later
+
+
+@contextmanager
+def highest_precision() -> Iterator[None]:
+    """Trace all products at `PRECISION`, those of a user's own layers, too; also a decorator.
+
+    Only products that name no precision of their own change, and only on GPUs and TPUs: a CPU has
+    no other precision. `jax.default_matmul_precision` and `JAX_DEFAULT_MATMUL_PRECISION` turn this
+    off: any value of them, such as "default", is left as it is.
+
+    Example:
+        >>> with jax.default_matmul_precision("bfloat16"), highest_precision():
+        ...     jax.config.jax_default_matmul_precision
+        'bfloat16'
+    """
+    own = jax.config.values["jax_default_matmul_precision"]
+    unchanged = own is not None or jax.default_backend() == "cpu"
+    with nullcontext() if unchanged else jax.default_matmul_precision("highest"):
+        yield
 
 
 def random_key(seed: int) -> Key[Array, ""]:

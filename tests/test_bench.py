@@ -274,29 +274,107 @@ def test_a_compiled_program_is_counted_with_its_loops() -> None:
     assert (unknown.kernels, unknown.unknown_loops) == (4, 1)
 
 
+TPU_HLO = """
+%body (state: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {
+  %state = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)S(1)}, s32[]{:T(128)}) parameter(0)
+  %x = f32[8,128]{1,0:T(8,128)S(1)} get-tuple-element(%state), index=1
+  %y = f32[8,128]{1,0:T(8,128)S(1)} negate(%x), backend_config={"estimated_cycles":"100"}
+  ROOT %next = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)S(1)}, s32[]) tuple(%i, %y, %limit)
+}
+
+%until (state: (s32[], f32[8,128], s32[])) -> pred[] {
+  %state = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)S(1)}, s32[]{:T(128)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%state), index=0
+  LIMIT
+  ROOT %less = pred[]{:T(512)} compare(%i, %limit), direction=LT
+}
+
+%one (p: u8[6,2,5], q: u8[6,5,4]) -> f32[6,2,4] {
+  %p = bf16[6,2,5]{2,1,0:T(8,128)} parameter(0)
+  %q = bf16[6,5,4]{2,1,0:T(8,128)} parameter(1)
+  ROOT %products = f32[6,2,4]{2,1,0:T(8,128)} convolution(%p, %q), window={size=6 stride=5 \
+lhs_dilate=6}, dim_labels=0bf_0io->0bf
+}
+
+ENTRY %main (x: f32[8,128], p: bf16[6,2,5], q: bf16[6,5,4]) -> f32[6,2,4] {
+  %x = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %p = bf16[6,2,5]{2,1,0:T(8,128)} parameter(1)
+  %q = bf16[6,5,4]{2,1,0:T(8,128)} parameter(2)
+  %zero = s32[]{:T(128)} constant(0)
+  %seven = s32[]{:T(128)} constant(7)
+  %limit = s32[]{:T(128)} copy(%seven)
+  %start = (f32[8,128]{1,0:T(8,128)S(1)}, f32[8,128]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%x)
+  %moved = f32[8,128]{1,0:T(8,128)S(1)} copy-done(%start)
+  %init = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)S(1)}, s32[]{:T(128)}) \
+tuple(%zero, %moved, %limit)
+  %loop = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)S(1)}, s32[]{:T(128)}) while(%init), \
+condition=%until, body=%body
+  ROOT %end = f32[6,2,4]{2,1,0:T(8,128)} fusion(%p, %q), kind=kOutput, calls=%one, \
+backend_config={"window_config":{"estimated_cycles":"30"}}
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("limit", "runs"),
+    [
+        ("%limit = s32[]{:T(128)} constant(5)", 5),
+        ("%limit = s32[]{:T(128)} get-tuple-element(%state), index=2", 7),
+        ("%limit = s32[]{:T(128)} get-tuple-element(%state), index=1", None),
+    ],
+    ids=["constant", "passed along", "unknown"],
+)
+def test_a_program_of_a_tpu_has_estimated_cycles(limit: str, runs: int | None) -> None:
+    cost = hlo.Program(TPU_HLO.replace("LIMIT", limit)).cost
+    assert cost.unknown_loops == (runs is None)
+    assert cost.cycles == 100 * (runs or 1) + 30
+    assert cost.kernels == (runs or 1) + 3  # a copy of a number, one into the chip, the product
+    assert cost.flops == 2 * 6 * (2 * 5 * 4)
+
+
+@pytest.mark.parametrize(("target", "extra"), [("t4", "cuda13"), ("v5e", "tpu")])
 def test_a_missing_compiler_is_a_line_that_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    target: str, extra: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def missing(**_: Any) -> None:
-        raise NotImplementedError("topology not implemented for cuda\nmore")
+        raise NotImplementedError("topology not implemented\nmore")
 
     monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", missing)
-    monkeypatch.setattr("sys.argv", ["compile", "--results", str(tmp_path)])
+    monkeypatch.setattr("sys.argv", ["compile", "--target", target, "--results", str(tmp_path)])
+    monkeypatch.setattr("os.environ", {})
     with pytest.raises(SystemExit) as ended:
         compiling.main()
-    assert "pip install 'jax[cuda13]'" in str(ended.value)
+    assert f"pip install 'jax[{extra}]'" in str(ended.value)
     assert "\n" not in str(ended.value)
     assert not list(tmp_path.iterdir())
 
 
+def compiled(metrics: str, devices: int, **others: Any) -> compiling.Compiled:
+    numbers = (16, 1.5, 30.25, 100.0, 120.0, 539.0, 2.0, 41.0, 13.0)
+    bounds = {"floor_ms": 4.87, "mega_cycles": None, "unknown_loops": 0} | others
+    return compiling.Compiled("some preset", metrics, False, 72, devices, *numbers, **bounds)
+
+
 def test_compiled_programs_are_reported_with_the_formula_of_the_floor(tmp_path: Path) -> None:
-    numbers = (1.5, 30.25, 100.0, 120.0, 539.0, 2.0, 41.0, 13.0, 4.87, 0)
-    row = compiling.Compiled("some preset", "kappa", False, 72, 16, *numbers)
-    compiling.report(tmp_path, "t4", [row])
+    compiling.report(tmp_path, "t4", compiled("kappa", 1))
     text = (tmp_path / "t4.md").read_text()
     assert hlo.FORMULA in text
-    assert "| some preset | kappa | False | 72 | 16 | 1.5 | 30.2 |" in text
+    assert "| some preset | kappa | False | 72 | 1 | 16 | 1.5 | 30.2 |" in text
     assert json.loads((tmp_path / "t4.json").read_text())["results"][0]["floor_ms"] == 4.87
+
+
+def test_a_program_compiled_again_replaces_its_row_alone(tmp_path: Path) -> None:
+    for metrics, devices, cycles in (("kappa", 1, 5.0), ("kappa", 4, 6.0), ("kappa", 1, 7.0)):
+        row = compiled(metrics, devices, floor_ms=None, mega_cycles=cycles)
+        compiling.report(tmp_path, "v5e", row)
+    path = tmp_path / "v5e.json"
+    written = json.loads(path.read_text())
+    assert [row["mega_cycles"] for row in written["results"]] == [6.0, 7.0]
+    assert "the compiler's estimate" in written["bound"]
+    written["versions"]["jax"] = "0.1"
+    path.write_text(json.dumps(written))
+    compiling.report(tmp_path, "v5e", compiled("regions", 1))
+    assert len(json.loads(path.read_text())["results"]) == 1
 
 
 def test_plot_is_drawn(tmp_path: Path) -> None:

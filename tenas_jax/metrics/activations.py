@@ -21,7 +21,7 @@ from tenas_jax.metrics.nonlinearities import (
     analyze,
     scan_arity,
 )
-from tenas_jax.numerics import require_arrays
+from tenas_jax.numerics import highest_precision, require_arrays
 
 SMOOTH = ("refuse", "ignore", "sign")
 
@@ -128,6 +128,7 @@ def executed_patterns(
     if smooth not in SMOOTH:
         raise InputError(f"unknown smooth={smooth!r}: choose one of {', '.join(SMOOTH)}")
 
+    @highest_precision()
     def patterns(*args: Any) -> tuple[Bool[Array, "n neurons"], Bool[Array, "neurons"]]:
         require_arrays(arguments=args)
         position = argnum % len(args)

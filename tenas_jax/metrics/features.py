@@ -14,7 +14,7 @@ from tenas_jax.errors import InputError
 from tenas_jax.metrics.activations import bind
 from tenas_jax.metrics.correlations import standardized, varies
 from tenas_jax.metrics.model import Select, at_least_single, is_weight
-from tenas_jax.numerics import PRECISION
+from tenas_jax.numerics import PRECISION, highest_precision
 
 Features = Sequence[Shaped[Array, "..."]]
 """Images [n, h, w, channels] after each cell; anything else is refused in one line."""
@@ -137,6 +137,7 @@ def meco(features: Features) -> Float[Array, ""]:
     return jnp.stack([_least_eigenvalues(x).mean() for x in _images(features, 1)]).sum()
 
 
+@highest_precision()
 def zen(
     f: Callable[[PyTree, Array], tuple[Array, Float[Array, " layers"]]],
     params: PyTree,
@@ -197,6 +198,7 @@ def zen(
     return score
 
 
+@highest_precision()
 def feature_gradients(
     f: Callable[[], Sequence[Array]], key: Key[Array, ""]
 ) -> list[tuple[Array, Array]]:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Shaped
 from tenas_jax.errors import InputError
 from tenas_jax.metrics.correlations import standardized, varies
 from tenas_jax.metrics.model import at_least_single, require_labels, require_logits
-from tenas_jax.numerics import PRECISION, require_numbers
+from tenas_jax.numerics import PRECISION, highest_precision, require_numbers
 
 Jacobian = Shaped[Array | np.ndarray, "..."]
 """A matrix of real numbers [n, inputs]; anything else is refused in one line."""
@@ -21,6 +21,7 @@ OFFSET = 1e-5
 MANY_CLASSES = 100
 
 
+@highest_precision()
 def input_jacobian(
     f: Callable[[Any], Float[Array, "n classes"]], x: Any
 ) -> tuple[Float[Array, "n inputs"], Float[Array, "n classes"]]:

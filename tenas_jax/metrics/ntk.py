@@ -21,7 +21,7 @@ from tenas_jax.metrics.model import (
     require_logits,
     require_weights,
 )
-from tenas_jax.numerics import PRECISION, require_numbers
+from tenas_jax.numerics import PRECISION, highest_precision, require_numbers
 
 Kernel = Shaped[Array | np.ndarray, "..."]
 """A square matrix of real numbers; anything else is refused in one line."""
@@ -30,6 +30,7 @@ ENGINES = ("chunked", "neural-tangents")
 REDUCTIONS = ("sum", "trace")
 
 
+@highest_precision()
 def empirical_ntk(
     apply_fn: ApplyFn,
     params: PyTree,

@@ -40,7 +40,7 @@ from tenas_jax.metrics.model import (
 from tenas_jax.metrics.nonlinearities import analyze
 from tenas_jax.metrics.ntk import condition_number
 from tenas_jax.metrics.regions import Patterns, count_linear_regions, require_patterns
-from tenas_jax.numerics import require_arrays, require_numbers
+from tenas_jax.numerics import highest_precision, require_arrays, require_numbers
 
 
 def never(path: tuple[Any, ...]) -> bool:
@@ -150,6 +150,7 @@ class Flow(NamedTuple):
     """Of log R by the weights; zero where R is."""
 
 
+@highest_precision()
 def positive_flow(apply_fn: ApplyFn, params: PyTree, x: Any, *, select: Select = is_weight) -> Flow:
     """The sum of the outputs where all parameters are positive, and the gradient of its logarithm.
 
@@ -434,6 +435,7 @@ def cross_entropy(
     return losses.mean()
 
 
+@highest_precision()
 def loss_gradient(params: PyTree, apply_fn: ApplyFn, x: Any, labels: Shaped[Array, "n"]) -> PyTree:
     """Gradient of `cross_entropy` by all parameters, float0 by those that are integers.
 

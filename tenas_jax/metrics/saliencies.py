@@ -19,7 +19,7 @@ from tenas_jax.metrics.model import (
     select_leaves,
 )
 from tenas_jax.metrics.proxies import Flow, loss_gradient, never, positive_flow, sum_of_norms
-from tenas_jax.numerics import PRECISION
+from tenas_jax.numerics import PRECISION, highest_precision
 
 
 def plain(
@@ -79,6 +79,7 @@ def signed_saliency(
     return (theta * g).sum()
 
 
+@highest_precision()
 def grasp(
     apply_fn: ApplyFn,
     params: PyTree,

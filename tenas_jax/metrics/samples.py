@@ -23,7 +23,7 @@ from tenas_jax.metrics.model import (
     select_leaves,
 )
 from tenas_jax.metrics.proxies import loss_gradient, never
-from tenas_jax.numerics import PRECISION, require_numbers
+from tenas_jax.numerics import PRECISION, highest_precision, require_numbers
 
 # Share of the uniform distribution in the probabilities of `vkdnw`, as in its code.
 _SMOOTHING = 0.05
@@ -246,6 +246,7 @@ def vkdnw(
     return decile_entropy(information, present)
 
 
+@highest_precision()
 def fisher_information(
     apply_fn: ApplyFn,
     params: PyTree,

@@ -76,11 +76,19 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class BatchMinor:
-    """Images as [h, c, w, n]; see the module's docstring."""
+    """Images as [h, c, w, n]; see the module's docstring.
+
+    Args:
+        channel_axis: see `tenas_jax.networks.layouts.Layout`, like the next two.
+        loops: whether edges may be computed in loops.
+        few_channels: up to how many channels two convolutions are one.
+        pools_in_loops: whether an average pool is a loop over rows.
+    """
 
     channel_axis: int = 1
     loops: bool = True
     few_channels: int = 16  # measured at `tenas_jax.networks.stencils.depthwise_conv`
+    pools_in_loops: bool = True
 
     def from_nhwc(self, images: Float[Array, "n h w c"]) -> Float[Array, "h c w n"]:
         return images.transpose(1, 3, 2, 0)
@@ -133,7 +141,7 @@ class BatchMinor:
         return _from_phases(y, phases)
 
     def avg_pool(self, x: Array, *, stride: int) -> Array:
-        return avg_pool(x, stride)
+        return avg_pool(x, stride, self.pools_in_loops)
 
     def max_pool(self, x: Array, *, stride: int) -> Array:
         return max_pool(x, stride)

@@ -23,12 +23,18 @@ from tenas_jax.metrics.draw import Draw
 from tenas_jax.metrics.features import feature_gradients
 from tenas_jax.metrics.ntk import empirical_ntk
 from tenas_jax.metrics.registry import Metric
-from tenas_jax.networks.backends import chunk_size, network_layout, skips_pruned
+from tenas_jax.networks.backends import (
+    chunk_size,
+    cuts_by_products,
+    network_layout,
+    skips_pruned,
+)
 from tenas_jax.networks.initializers import DEFAULT, initialize, quick_key
 from tenas_jax.networks.layers import DEVIATIONS
 from tenas_jax.networks.layouts import NHWC, NHWC_WITHOUT_BATCH_NORM, Layout
 from tenas_jax.networks.ops import OPS, OWN_PARAMETERS, PATTERNS, READERS, Op
 from tenas_jax.networks.supernet import FEATURES
+from tenas_jax.numerics import highest_precision
 from tenas_jax.resolve import is_library, located
 from tenas_jax.searching.problem import Problem
 
@@ -74,6 +80,7 @@ def make_measure(problem: Problem, *, single_path: bool = False) -> Measure:
         raises.
     """
 
+    @highest_precision()
     def measure(
         metrics: Sequence[Metric], key: Array, mask: Array, images: Images
     ) -> dict[str, Array]:
@@ -238,6 +245,7 @@ class SupernetDraw(Draw):
             channels=regions.channels,
             mean=self._images.mean,
             std=self._images.std,
+            by_products=cuts_by_products(),
         )
         params = initialized(
             problem.space.region_network, problem.region_size, weights_key, patches, self._mask

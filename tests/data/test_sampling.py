@@ -115,6 +115,28 @@ def test_patches_reach_every_position_and_channel_equally():
     assert np.abs(counts[:3, :3] - 100).max() < 50  # five standard deviations
 
 
+@pytest.mark.parametrize(
+    ("size", "channels", "shape"), [(3, 1, (5, 4, 3)), (2, 3, (4, 6, 3)), (1, 1, (2, 2, 1))]
+)
+def test_patches_cut_by_products_are_the_same(size, channels, shape):
+    images = np.random.default_rng(0).integers(0, 256, (7, *shape)).astype(np.uint8)
+    gathered, products = (
+        sample_patches(
+            jax.random.key(0),
+            jnp.asarray(images),
+            40,
+            size=size,
+            channels=channels,
+            mean=jnp.arange(shape[2], dtype=jnp.float32),
+            std=jnp.ones(shape[2]),
+            by_products=by_products,
+        )
+        for by_products in (False, True)
+    )
+    assert np.array_equal(gathered, products)
+    assert len(np.unique(gathered)) > 10
+
+
 def test_more_patches_than_images_use_every_image_equally():
     images = jnp.broadcast_to(jnp.arange(5, dtype=jnp.uint8)[:, None, None, None], (5, 4, 4, 3))
     patches = draw_patches(jax.random.key(0), images, 12, mean=ZEROS, std=ONES)

@@ -3,17 +3,26 @@
 import jax
 import pytest
 
-from tenas_jax.networks.backends import NHWC_ON_GPU, chunk_size, network_layout, rows_per_call
+from tenas_jax.networks.backends import (
+    BATCH_MINOR_ON_TPU,
+    NHWC_ON_GPU,
+    chunk_size,
+    cuts_by_products,
+    network_layout,
+    rows_per_call,
+)
 from tenas_jax.networks.batch_minor import BATCH_MINOR
 
 
 @pytest.mark.parametrize(
-    ("backend", "layout"), [("cpu", BATCH_MINOR), ("gpu", NHWC_ON_GPU), ("tpu", BATCH_MINOR)]
+    ("backend", "layout"),
+    [("cpu", BATCH_MINOR), ("gpu", NHWC_ON_GPU), ("tpu", BATCH_MINOR_ON_TPU)],
 )
 def test_the_layout_is_that_of_the_backend(backend, layout, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     assert network_layout() == layout
     assert rows_per_call(single_path=False) == (1 if backend == "cpu" else 16)
+    assert cuts_by_products() == (backend == "tpu")
 
 
 @pytest.mark.parametrize(

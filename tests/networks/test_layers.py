@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from compilation import quick_jit
 
+from tenas_jax.networks.backends import BATCH_MINOR_ON_TPU
 from tenas_jax.networks.batch_minor import BATCH_MINOR
 from tenas_jax.networks.layouts import NHWC
 
@@ -185,6 +186,21 @@ def test_several_networks_at_once(case):
         expected = gradient({name: value[i] for name, value in values.items()})
         actual = {name: value[i] for name, value in gradients.items()}
         jax.tree.map(partial(assert_close, tolerance=1e-4), actual, expected)
+
+
+@pytest.mark.parametrize("shape", [(N, SIZE, SIZE, 2), (N, 1, 4, 1)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_pool_without_a_loop_is_the_same(stride, shape):
+    images = jnp.asarray(np.random.default_rng(0).normal(size=shape), "float32")
+    in_loop, at_once = (
+        value_and_gradients(
+            lambda a, layout=layout: layout.avg_pool(a["x"], stride=stride),
+            layout,
+            {"images": images},
+        )
+        for layout in (BATCH_MINOR, BATCH_MINOR_ON_TPU)
+    )
+    jax.tree.map(partial(assert_close, tolerance=1e-6), at_once, in_loop)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
