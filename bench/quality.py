@@ -132,6 +132,7 @@ class Columns:
         self._remembering, self.metrics = remembering, tuple(metrics)
         self.batch_rows = remembering.batch_rows
         self.compile_seconds = 0.0
+        self.plan: dict[str, int] = {}
 
     def begin(self) -> None:
         """Nothing: programs are compiled when they are first needed."""

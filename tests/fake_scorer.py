@@ -23,6 +23,7 @@ class HashScorer:
         self.batch_rows = batch_rows
         self.dies_at_call = dies_at_call
         self.singular = singular  # of 256 rows, about so many
+        self.plan = {}
         self.compiled = 0
         self.calls = 0
         self.rows = []

@@ -96,6 +96,7 @@ def _dispatch(command: str, *arguments: str) -> int:
     # Imported here, so that a signal during the import is handled as well.
     from jax.errors import JaxRuntimeError
 
+    from tenas_jax.host.memory import is_out_of_memory
     from tenas_jax.host.processes import LostProcess
     from tenas_jax.host.reproducibility import pinned
 
@@ -107,7 +108,7 @@ def _dispatch(command: str, *arguments: str) -> int:
         complain(str(error))
         return _leave(1)
     except JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" in str(error):
+        if is_out_of_memory(error):
             raise MemoryError(first_line(error)) from error
         raise
 

@@ -2,8 +2,12 @@
 
 import contextlib
 import os
+import re
 import resource
+from collections.abc import Sequence
 from pathlib import Path
+
+import jax
 
 from tenas_jax.errors import InputError
 
@@ -11,6 +15,7 @@ _LIMITS_OF_CONTAINERS = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
+_FREE = Path("/proc/meminfo")
 
 
 def memory() -> int:
@@ -26,6 +31,45 @@ def memory() -> int:
             limits.append(int(file.read_text()))
     of_process, _ = resource.getrlimit(resource.RLIMIT_AS)
     return min(limits if of_process == resource.RLIM_INFINITY else [*limits, of_process])
+
+
+def device_memory(devices: Sequence[jax.Device]) -> int | None:
+    """Bytes of memory that a program may have on each of some devices.
+
+    Args:
+        devices: those of other processes are left out.
+
+    Returns:
+        The least of what the devices have for JAX; of the memory that is free on this machine, or
+            all of its container's, CPUs have equal parts. None where a device does not tell.
+
+    Example:
+        >>> device_memory(jax.devices("cpu")) > 2**20
+        True
+    """
+    local = [each for each in devices if each.process_index == jax.process_index()]
+    if local[0].platform == "cpu":
+        return min(memory(), _free()) // len(local)
+    limits = [(each.memory_stats() or {}).get("bytes_limit") for each in local]
+    return min((limit for limit in limits if limit), default=None)
+
+
+def is_out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
+    """Whether a program could not be compiled or run for lack of memory.
+
+    Example:
+        >>> is_out_of_memory(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"))
+        True
+    """
+    return "RESOURCE_EXHAUSTED" in str(error)
+
+
+def _free() -> int:
+    """Bytes of the machine that are not in use, all of them where it does not tell."""
+    with contextlib.suppress(OSError):
+        if found := re.search(r"^MemAvailable:\s+(\d+) kB$", _FREE.read_text(), re.MULTILINE):
+            return int(found[1]) * 2**10
+    return memory()
 
 
 def require_memory(size: int, what: str) -> None:

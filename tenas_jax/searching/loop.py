@@ -27,7 +27,7 @@ from tenas_jax.searching.found import measured_at_the_end
 from tenas_jax.searching.problem import Problem
 from tenas_jax.searching.rows import Row, Work
 from tenas_jax.searching.strategies import get_strategy
-from tenas_jax.searching.workdir import Trace, open_workdir
+from tenas_jax.searching.workdir import Trace, open_workdir, read_plan, write_plan
 
 # Scorers that are compiled at a time: with more, the first one waits for all to be traced.
 BEGUN = 3
@@ -44,6 +44,13 @@ class Scorer(Protocol):
     @property
     def batch_rows(self) -> int:
         """How many rows one call takes."""
+
+    @property
+    def plan(self) -> dict[str, int]:
+        """Cotangents in a pass, by the metrics of a program, where memory decides.
+
+        A resumed search sets it before anything is compiled.
+        """
 
     @property
     def compile_seconds(self) -> float:
@@ -279,6 +286,9 @@ def run_strategy(
         InputError: the trace is of another run, or cannot be written.
     """
     trace = Trace(workdir / "trace.jsonl", settings)
+    plan = read_plan(workdir)
+    for each in scorers:
+        each.plan.update(plan)
     key = random_key(settings["config"]["seed"])
     measurements: list[list[float]] = []
     replayed = 0
@@ -309,6 +319,9 @@ def run_strategy(
         report()
         started = time.perf_counter()
         for batch, values in measure(scorer, work.rows[len(taken) :], key):
+            if not scorer.plan.items() <= plan.items():
+                plan.update(scorer.plan)
+                write_plan(workdir, plan)
             trace.append([row.identity for row in batch], metrics, values)
             measurements.extend(values.tolist())
             measure_seconds += time.perf_counter() - started

@@ -21,7 +21,7 @@ from tenas_jax.errors import InputError
 from tenas_jax.metrics.activations import executed_patterns
 from tenas_jax.metrics.draw import Draw
 from tenas_jax.metrics.features import feature_gradients
-from tenas_jax.metrics.ntk import empirical_ntk
+from tenas_jax.metrics.ntk import default_chunk_size, empirical_ntk
 from tenas_jax.metrics.registry import Metric
 from tenas_jax.networks.backends import (
     chunk_size,
@@ -209,10 +209,9 @@ class SupernetDraw(Draw):
     def kernel(self) -> Float[Array, "n n"]:
         """The empirical NTK of the summed logits over `x`."""
         ntk, params, x = self._problem.config.ntk, self.params, self.x
-        chunk = ntk.chunk_size
-        if chunk is None and self._has_layouts:
-            rolled = getattr(self._network(rolled=False), "rolled", False)
-            chunk = chunk_size(len(x), single_path=self._single_path, rolled=rolled)
+        chunk = ntk.chunk_size  # None: `empirical_ntk` chooses for a module of the user
+        if self._has_layouts:
+            chunk = cotangents(self._problem, single_path=self._single_path)
 
         def kernel() -> Array:
             return empirical_ntk(self.logits, params, x, engine=ntk.engine, chunk_size=chunk)
@@ -340,9 +339,8 @@ class SupernetDraw(Draw):
 
     def _network(self, layout: Layout | None = None, *, rolled: bool = True) -> Any:
         """The proxy network; that of the kernel is not `rolled`."""
-        problem, path = self._problem, self._single_path and (rolled or skips_pruned())
-        size = dataclasses.replace(problem.ntk_size, single_path=path, rolled=rolled and path)
-        return problem.space.supernet(size, network_layout() if layout is None else layout)
+        layout = network_layout() if layout is None else layout
+        return _network(self._problem, self._single_path, layout, rolled=rolled)
 
     def _logits(self, params: PyTree, x: Array) -> Float[Array, "n classes"]:
         # For the kernel, which takes most of the time: not what compiles faster but what runs so.
@@ -358,6 +356,37 @@ class SupernetDraw(Draw):
             mean=self._images.mean,
             std=self._images.std,
         )
+
+
+def cotangents(problem: Problem, *, single_path: bool) -> int:
+    """Cotangents in a backward pass of the kernel.
+
+    Args:
+        problem: what is measured.
+        single_path: promises that every mask keeps at most one operator per edge.
+
+    Returns:
+        `ntk.chunk_size`, or where it is None what suits the backend and the network.
+
+    Example:
+        >>> cotangents(look_up(SearchConfig()), single_path=False)  # on a CPU
+        2
+    """
+    ntk = problem.config.ntk
+    if ntk.chunk_size is not None:
+        return ntk.chunk_size
+    network = _network(problem, single_path, network_layout(), rolled=False)
+    if not hasattr(network, "layout"):
+        return default_chunk_size(ntk.batch_size)
+    rolled = getattr(network, "rolled", False)
+    return chunk_size(ntk.batch_size, single_path=single_path, rolled=rolled)
+
+
+def _network(problem: Problem, single_path: bool, layout: Layout, *, rolled: bool) -> Any:
+    """The proxy network; that of the kernel is not `rolled`."""
+    path = single_path and (rolled or skips_pruned())
+    size = dataclasses.replace(problem.ntk_size, single_path=path, rolled=rolled and path)
+    return problem.space.supernet(size, layout)
 
 
 def _apply(

@@ -6,6 +6,8 @@ that draw (common random numbers), whatever their masks.
 
 import copy
 import dataclasses
+import math
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,14 +20,16 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tenas_jax.architectures.space import Masks, SearchSpace
 from tenas_jax.data.images import ImageSet
-from tenas_jax.errors import InputError
+from tenas_jax.errors import InputError, first_line
 from tenas_jax.host.devices import compiler_options
-from tenas_jax.host.processes import gather, place
+from tenas_jax.host.memory import is_out_of_memory
+from tenas_jax.host.processes import LostProcess, exchange, gather, is_main, place, shared_errors
 from tenas_jax.host.programs import traced
-from tenas_jax.metrics.registry import Metric, programs
+from tenas_jax.metrics.registry import REGIONS, Metric, programs
 from tenas_jax.networks.backends import rows_per_call
 from tenas_jax.numerics import random_key
-from tenas_jax.searching.measurement import Images, Measure, make_measure
+from tenas_jax.searching.measurement import Images, cotangents, make_measure
+from tenas_jax.searching.planning import Need, fewer_cotangents, largest_batch, memory_need
 from tenas_jax.searching.problem import Problem
 
 
@@ -33,44 +37,40 @@ class SupernetScorer:
     """Measures rows on all devices, with one compilation; the scorer of a search.
 
     Metrics that share nothing are measured by programs of their own, which are compiled two at a
-    time.
+    time. One that does not fit into a device's memory is compiled again with fewer cotangents in a
+    pass; so is, once, one that has run out of memory.
 
     Args:
-        measure: measures one row.
-        metrics: what a row is measured by, in the order of the columns.
-        space: the search space.
+        problem: what is measured.
         images: all images.
         devices: rows are shared among them.
-        rows_per_device: rows that a device measures in one call, one after the other.
-        identity: what `measure` depends on, besides the metrics and images (see
-            `tenas_jax.host.programs.traced`); None: unknown, so that its programs are not kept.
+        single_path: promises that every mask keeps at most one operator per edge.
     """
 
     def __init__(
         self,
-        measure: Measure,
-        metrics: Sequence[Metric],
-        space: SearchSpace,
+        problem: Problem,
         images: ImageSet,
         devices: Sequence[jax.Device],
-        rows_per_device: int = 1,
         *,
-        identity: str | None,
+        single_path: bool = False,
     ) -> None:
-        self.space = space
-        self.metrics = tuple(metrics)
-        self.batch_rows = len(devices) * rows_per_device
+        self.space = problem.space
+        self.metrics = problem.metrics
+        self.batch_rows = len(devices) * rows_per_call(single_path=single_path)
         self.compile_seconds = 0.0
-        self._measure, self._identity = measure, identity
+        self.plan: dict[str, int] = {}  # cotangents in a pass, by program, where memory decides
+        self._problem, self._single_path = problem, single_path
         self._mesh = Mesh(np.array(devices), ("row",))
         everywhere = NamedSharding(self._mesh, PartitionSpec())
         placed = Images.of(images, lambda array: place(array, everywhere))
         # A plain tuple, as JAX keeps programs of no other.
         self._images = tuple(each for each in placed if each is not None)
         self._row_sharding = NamedSharding(self._mesh, _ROWS)
-        self._groups = programs([metric for metric in metrics if metric.count is None])
-        self._compiling: list[Future[jax.stages.Compiled]] = []
+        self._groups = programs([metric for metric in self.metrics if metric.count is None])
+        self._compiling: list[Future[jax.stages.Compiled | None]] = []
         self._programs: list[jax.stages.Compiled] = []
+        self._was_exhausted = False
 
     def parts(self) -> list["SupernetScorer"]:
         """A scorer for each program, those first that compile sooner; counts come before all."""
@@ -89,16 +89,20 @@ class SupernetScorer:
 
     def begin(self) -> None:
         """Trace the programs, and compile them in the background."""
-        options = compiler_options(self._mesh.devices.flat[0].platform)
         if not self._compiling:
-            self._compiling = [_COMPILERS.submit(each.compile, options) for each in self.lower()]
+            self._compiling = [_COMPILERS.submit(self._compiled, each) for each in self.lower()]
 
     def compile(self) -> None:
-        """Compile for the one shape there is; `compile_seconds` tells how long it took."""
+        """Compile for the one shape there is; `compile_seconds` tells how long it took.
+
+        Raises:
+            InputError: a batch does not fit into memory; the message says which one does.
+        """
         if not self._programs:
             start = time.perf_counter()
             self.begin()
-            self._programs = [program.result() for program in self._compiling]
+            compiled = zip(self._groups, self._compiling, strict=True)
+            self._programs = [self._fitting(group, each.result()) for group, each in compiled]
             self.compile_seconds = time.perf_counter() - start
 
     def __call__(
@@ -112,14 +116,16 @@ class SupernetScorer:
 
         Returns:
             A column for each of `metrics`, float64 [row, metric].
+
+        Raises:
+            InputError: there is not enough memory, for smaller passes neither.
         """
         devices, order = self._mesh.size, np.arange(self.batch_rows)
         if 1 < devices < self.batch_rows:
             order = balanced(work(self.space, masks), devices)
         placed = self._placed(keys[order], masks[order])
         columns: dict[str, np.ndarray] = {}
-        results = [program(*placed, self._images) for program in self._programs]
-        for group, result in zip(self._groups, results, strict=True):
+        for group, result in zip(self._groups, self._run(placed), strict=True):
             measured = gather(result)
             table = np.empty((self.batch_rows, len(group)), measured.dtype)
             table[order] = measured.reshape(table.shape)
@@ -129,15 +135,144 @@ class SupernetScorer:
                 columns[metric.name] = np.asarray(metric.count(self.space, masks))
         return np.stack([columns[metric.name] for metric in self.metrics], 1).astype(np.float64)
 
-    def _lower(self, group: Sequence[Metric]) -> jax.stages.Lowered:
-        """The program that measures some metrics, traced."""
+    def _run(self, placed: tuple[Array, Array]) -> list[Array]:
+        """What each program measures; if one is out of memory, once more with smaller passes."""
+        while True:
+            results: list[Array] = []
+            exhausted = ""
+            try:
+                results += (program(*placed, self._images) for program in self._programs)
+                jax.block_until_ready(results)
+            except jax.errors.JaxRuntimeError as error:
+                if not is_out_of_memory(error):
+                    if jax.process_count() > 1:
+                        raise LostProcess from error
+                    raise
+                exhausted = first_line(error)
+            # In step: all processes run the same programs.
+            errors = list(filter(None, exchange(exhausted)))
+            if not errors:
+                return results
+            with shared_errors():
+                self._halve_passes(errors[0])
+
+    def _halve_passes(self, error: str) -> None:
+        """Compile the largest program with half of the cotangents in a pass."""
+        needs = [memory_need(program, self._devices) for program in self._programs]
+        index = max(range(len(needs)), key=lambda i: needs[i].needed)
+        group = self._groups[index]
+        before = self._cotangents(group)
+        after = fewer_cotangents(self._problem.config.ntk.batch_size, before)
+        program: jax.stages.Compiled | None = self._programs[index]
+        if not self._was_exhausted and after < before:
+            program = self._compiled(self._lower(group, after))
+        if memory_need(program, self._devices).needed >= needs[index].needed:
+            raise InputError(
+                f"out of memory ({error}): end what else uses the device and go on with --resume, "
+                f"or start again with {_group_of_fields(group)}.batch_size below "
+                f"{self._batch_size(group)}"
+            )
+        assert program is not None
+        self._was_exhausted = True
+        self._programs[index] = program
+        self.plan[_name(group)] = after
+        _say(f"out of memory: {_name(group)} goes on with {after} cotangents at once, not {before}")
+
+    def _fitting(
+        self, group: Sequence[Metric], program: jax.stages.Compiled | None
+    ) -> jax.stages.Compiled:
+        """A program, or if it does not fit into memory, one of smaller passes."""
+        need = first = memory_need(program, self._devices)
+        most = chunk = self._cotangents(group)
+        images = self._problem.config.ntk.batch_size
+        while not need.fits:
+            fewer, smaller = fewer_cotangents(images, chunk, need.share), need
+            if fewer < chunk:
+                program = self._compiled(self._lower(group, fewer))
+                smaller = memory_need(program, self._devices)
+            if fewer == chunk or need.needed <= smaller.needed < math.inf:
+                with shared_errors():
+                    raise self._too_large(group, need)
+            chunk, need = fewer, smaller
+        if chunk < most:
+            self.plan[_name(group)] = chunk
+            _say(f"{_name(group)}: {chunk} cotangents at once, as {most} take {first}")
+        assert program is not None
+        return program
+
+    def _too_large(self, group: Sequence[Metric], need: Need) -> InputError:
+        """That a batch does not fit, and one that does."""
+        field, size = f"{_group_of_fields(group)}.batch_size", self._batch_size(group)
+
+        def need_of(size: int) -> Need:
+            lowered = self._lower(group, 1, batch_size=size)
+            return memory_need(self._compiled(lowered), self._devices)
+
+        largest = largest_batch(need_of, size, need)
+        remedy = "use smaller images or networks" if largest is None else f"use {largest} or less"
+        return InputError(f"{field} {size}: {_name(group)} takes {need}: {remedy}")
+
+    def _cotangents(self, group: Sequence[Metric]) -> int:
+        chunk = cotangents(self._problem, single_path=self._single_path)
+        return min(self.plan.get(_name(group), chunk), self._problem.config.ntk.batch_size)
+
+    def _batch_size(self, group: Sequence[Metric]) -> int:
+        size: int = getattr(self._problem.config, _group_of_fields(group)).batch_size
+        return size
+
+    def _variant(
+        self, group: Sequence[Metric], chunk: int | None, batch_size: int | None
+    ) -> Problem:
+        """The problem with another number of cotangents in a pass, and another batch."""
+        chunk = self.plan.get(_name(group)) if chunk is None else chunk
+        if chunk is None and batch_size is None:
+            return self._problem
+        config = self._problem.config
+        changes = {"ntk": {"chunk_size": chunk}, "regions": {}}
+        if batch_size is not None:
+            changes[_group_of_fields(group)]["batch_size"] = batch_size
+        fields = {
+            name: dataclasses.replace(getattr(config, name), **values)
+            for name, values in changes.items()
+        }
+        return dataclasses.replace(self._problem, config=dataclasses.replace(config, **fields))
+
+    @property
+    def _devices(self) -> list[jax.Device]:
+        return list(self._mesh.devices.flat)
+
+    def _compiled(self, lowered: jax.stages.Lowered) -> jax.stages.Compiled | None:
+        """A program; None if the compiler refuses it for lack of memory."""
+        try:
+            return lowered.compile(compiler_options(self._devices[0].platform))
+        except jax.errors.JaxRuntimeError as error:
+            if is_out_of_memory(error):
+                return None
+            raise
+
+    def _lower(
+        self,
+        group: Sequence[Metric],
+        chunk: int | None = None,
+        *,
+        batch_size: int | None = None,
+    ) -> jax.stages.Lowered:
+        """The program that measures some metrics, traced.
+
+        Args:
+            group: the metrics.
+            chunk: cotangents in a pass of the kernel; None: those of the plan.
+            batch_size: of what the metrics depend on; None: that of the configuration.
+        """
+        problem = self._variant(group, chunk, batch_size)
+        measure = make_measure(problem, single_path=self._single_path)
         dtype = jnp.result_type(float)
 
         def measure_rows(
             keys: Array, masks: Array, images: tuple[Array, ...]
         ) -> Float[Array, "row 1 metric"]:
             def measured(key: Array, mask: Array) -> Float[Array, "metric"]:
-                metrics = self._measure(group, key, mask, Images(*images))
+                metrics = measure(group, key, mask, Images(*images))
                 return jnp.array([metrics[metric.name] for metric in group], dtype)
 
             def unmeasured(key: Array, mask: Array) -> Float[Array, "metric"]:
@@ -163,7 +298,8 @@ class SupernetScorer:
         keys = jax.random.split(random_key(0), self.batch_rows)
         masks = np.zeros((self.batch_rows, *self.space.shape), bool)
         arguments = (*self._placed(keys, masks), self._images)
-        identity = self._identity and repr((self._identity, [metric.name for metric in group]))
+        identity = _identity(problem, self._single_path)
+        identity = identity and repr((identity, [metric.name for metric in group]))
         return jax.jit(traced(function, identity, *arguments).call).lower(*arguments)
 
     def _placed(self, keys: Array, masks: np.ndarray) -> tuple[Array, Array]:
@@ -177,6 +313,21 @@ class SupernetScorer:
 
 _ROWS = PartitionSpec(None, "row")
 _COMPILERS = ThreadPoolExecutor(2, "compiler")  # more take memory without being quicker
+
+
+def _name(group: Sequence[Metric]) -> str:
+    """What a plan calls a program."""
+    return ",".join(metric.name for metric in group)
+
+
+def _group_of_fields(group: Sequence[Metric]) -> str:
+    """The fields of the configuration that say on how many samples metrics are measured."""
+    return "regions" if all(metric.name == REGIONS.name for metric in group) else "ntk"
+
+
+def _say(text: str) -> None:
+    if is_main():
+        print(f"tenas: {text}", file=sys.stderr)
 
 
 def work(space: SearchSpace, masks: Masks) -> Int[np.ndarray, " row"]:
@@ -246,15 +397,7 @@ def make_scorer(
                 f"{image_set.name} has the label {last}, the network {classes} classes, from 0: "
                 f"use num_classes {last + 1}"
             )
-    return SupernetScorer(
-        make_measure(problem, single_path=single_path),
-        problem.metrics,
-        problem.space,
-        image_set,
-        devices,
-        rows_per_call(single_path=single_path),
-        identity=_identity(problem, single_path),
-    )
+    return SupernetScorer(problem, image_set, devices, single_path=single_path)
 
 
 def _identity(problem: Problem, single_path: bool) -> str | None:

@@ -23,6 +23,7 @@ from tenas_jax.host.reproducibility import changes
 from tenas_jax.metrics.registry import Metric
 from tenas_jax.searching.config import SearchConfig, differences
 
+PLAN = "memory.json"
 OTHER_FOLDER = "start again in another --workdir"
 
 
@@ -58,6 +59,7 @@ def open_workdir(workdir: Path, settings: Mapping[str, Any], *, resume: bool | N
     if not started:
         with file_errors(trace):
             trace.touch()
+            (workdir / PLAN).unlink(missing_ok=True)
         write_json(config, settings)
 
 
@@ -95,6 +97,37 @@ def shared_workdir(
         for name, text in files_of_main.items():
             (Path(folder) / name).write_text(text)
         yield Path(folder)
+
+
+def read_plan(workdir: Path) -> dict[str, int]:
+    """What `write_plan` wrote, for a search that goes on.
+
+    Args:
+        workdir: the directory.
+
+    Raises:
+        InputError: the file is damaged, or cannot be read.
+    """
+    path = workdir / PLAN
+    if not path.exists():
+        return {}
+    plan: dict[str, int] = read_json(path, remedy="delete it, and what fits is found anew")[
+        "cotangents"
+    ]
+    return plan
+
+
+def write_plan(workdir: Path, plan: Mapping[str, int]) -> None:
+    """Record the cotangents in a pass where memory decides, before anything measured with them.
+
+    Args:
+        workdir: the directory.
+        plan: their number, by the metrics of a program.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    write_json(workdir / PLAN, {"cotangents": dict(plan)})
 
 
 class Trace:
@@ -228,7 +261,7 @@ def _require_agreement(settings: Sequence[Mapping[str, Any]]) -> None:
 def _read_files(workdir: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     # Removes what a kill left of a line, and finds damage before the others read a copy of it.
     _read_trace(workdir / "trace.jsonl", settings)
-    files = [workdir / name for name in ("config.json", "trace.jsonl", "result.json")]
+    files = [workdir / name for name in ("config.json", "trace.jsonl", "result.json", PLAN)]
     with file_errors(workdir):
         return {file.name: file.read_text() for file in files if file.exists()}
 

@@ -46,21 +46,20 @@ def image_set():
 def traced(image_set):
     """A scorer on four devices that counts how often a row is traced."""
     count = []
-    measured = make_measure(PROBLEM)
 
-    def counting(*arguments):
-        count.append(1)
-        return measured(*arguments)
+    def make_counting(problem, **options):
+        measured = make_measure(problem, **options)
 
-    scorer = SupernetScorer(
-        counting,
-        PROBLEM.metrics,
-        NAS_BENCH_201,
-        image_set,
-        jax.devices()[:4],
-        identity="counting",
-    )
-    scorer.compile()
+        def counting(*arguments):
+            count.append(1)
+            return measured(*arguments)
+
+        return counting
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "make_measure", make_counting)
+        scorer = SupernetScorer(PROBLEM, image_set, jax.devices()[:4])
+        scorer.compile()
     return scorer, count
 
 
