@@ -61,29 +61,28 @@ def search(
     """Search for an architecture without training: TE-NAS, or another strategy.
 
     Args:
-        space: a search space; its name or `module:object`; the name of a preset, whose settings are
-            then the defaults; or a configuration.
+        space: a search space; its name or `module:object`; the name of a preset, which sets the
+            defaults; or a configuration.
         images: uint8 array [n, size, size, channels]; a source such as `npz:PATH` (see
             `tenas_jax.data.images.load_images`); None: the source of the preset.
-        image_count: how many images are sampled from a source; None: as many as in the preset.
-        seed: of the weights and of the choice of images.
-        metrics: names separated by commas, of which a minus turns one round (`regions,-snip`), or a
+        image_count: number of images sampled from a source; None: as in the preset.
+        seed: seed of the weights and of the choice of images.
+        metrics: names separated by commas, where a minus reverses a metric (`regions,-snip`), or a
             sequence of names and `Metric` objects.
         workdir: folder of the search's files, from which an interrupted search can be resumed; it
-            is locked for the time of the search. None: files are kept only if the search is
-            interrupted.
-        resume: True: the folder must hold this search already; False: it must not; None: it may.
-        devices: rows of measurements are shared among them; None: all of JAX's.
-        progress: whether to show a bar, or a function that is called with the `Progress`.
-        preset: what `result.json` calls the settings; None: the preset that is named, or `custom`.
+            is locked during the search. None: files are kept only if the search is interrupted.
+        resume: True: the folder must already hold this search; False: it must not; None: it may.
+        devices: the devices, which share the measurements; None: all of JAX's.
+        progress: whether to show a progress bar, or a function called with each `Progress`.
+        preset: name of the settings in `result.json`; None: that of the preset, or `custom`.
         **settings: other fields of `SearchConfig`, such as `strategy="random"`, `budget=50` or
             `ntk={"batch_size": 32}`.
 
     Returns:
-        The architecture, how it was found, and plots of it.
+        The architecture, the record of its search, and plots.
 
     Raises:
-        InputError: something cannot be used; the message says what and what would be right.
+        InputError: an argument cannot be used; the message says why and how to fix it.
 
     Example:
         >>> images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), np.uint8)
@@ -117,21 +116,21 @@ def search_problem(
     progress: Callable[[Progress], None],
     preset: str,
 ) -> SearchResult:
-    """The search of `search`, with everything looked up and read.
+    """Like `search`, with all names looked up and the images read.
 
     Args:
         problem: what is searched.
-        images: what it is measured on.
+        images: the images to measure on.
         workdir: folder of the search's files.
         resume: see `search`.
-        devices: rows of measurements are shared among them.
-        progress: called with the progress.
-        preset: what `result.json` calls the settings.
+        devices: the devices, which share the measurements.
+        progress: called with each `Progress`.
+        preset: name of the settings in `result.json`.
 
     Raises:
         InputError: the work directory cannot be used, or something cannot be measured.
     """
-    # An own strategy may measure supernets, too.
+    # A user's strategy may also measure supernets.
     whole = problem.config.strategy in STRATEGIES.keys() - {"prune"}
     rows = scorer.make_scorer(problem, images, devices, single_path=whole)
     settings = search_settings(problem, preset, images.fingerprint)
@@ -143,7 +142,7 @@ def search_problem(
             preset=preset,
             data_fingerprint=images.fingerprint,
             device=describe_devices(devices),
-            # A copy of process 0's files holds this search in any case.
+            # A copy of process 0's files always holds this search.
             resume=resume if is_main() else True,
             progress=progress,
         )
@@ -166,17 +165,17 @@ def score(
     preset: str | None = None,
     **settings: Any,
 ) -> ScoreTable:
-    """Measure architectures by metrics, all with the same weights and images.
+    """Measure architectures by metrics; all share weights and images.
 
     Args:
         space: see `search`.
-        architectures: texts in the notation of the space, masks [architecture, cell, edge, op], a
-            number of random ones, or `all`.
+        architectures: texts in the notation of the space; masks [architecture, cell, edge, op]; a
+            number of random architectures; or `all`.
         images: see `search`.
         image_count: see `search`.
-        seed: of the weights, of the choice of images, and of random architectures.
-        metrics: see `search`; `all` are all built-in ones; None: those that share most of their
-            work.
+        seed: seed of the weights, of the choice of images, and of random architectures.
+        metrics: see `search`; `all`: all built-in metrics; None: those that share most of their
+            computation.
         repeats: draws of weights and images over which values are averaged.
         workdir: see `search`.
         resume: see `search`.
@@ -189,7 +188,7 @@ def score(
         The table.
 
     Raises:
-        InputError: something cannot be used; the message says what and what would be right.
+        InputError: an argument cannot be used; the message says why and how to fix it.
 
     Example:
         >>> images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), np.uint8)
@@ -228,17 +227,17 @@ def score_problem(
     progress: Callable[[Progress], None],
     preset: str,
 ) -> ScoreTable:
-    """The measurements of `score`, with everything looked up and read.
+    """Like `score`, with all names looked up and the images read.
 
     Args:
         problem: what is measured.
         masks: the architectures.
-        images: what they are measured on.
+        images: the images to measure on.
         workdir: folder of the run's files.
         resume: see `search`.
-        devices: rows of measurements are shared among them.
-        progress: called with the progress.
-        preset: what the run's settings are called.
+        devices: the devices, which share the measurements.
+        progress: called with each `Progress`.
+        preset: name of the run's settings.
 
     Raises:
         InputError: the work directory cannot be used, or something cannot be measured.
@@ -272,26 +271,26 @@ def measure(
     smooth: str = "refuse",
     max_pooling: bool = False,
 ) -> dict[str, Any]:
-    """Metrics of any model, with the weights that it has.
+    """Measure metrics of any model at its current weights.
 
     Args:
         apply_fn: maps `(params, x)` to the logits [n, classes].
         params: the weights, a pytree of floating-point arrays.
-        x: the samples, in whatever form `apply_fn` takes.
-        labels: class of each sample, which metrics of a loss need, such as `snip`.
-        second_batch: more samples, for metrics of yours that need them.
+        x: the samples, in any form that `apply_fn` takes.
+        labels: class of each sample, needed by metrics of a loss such as `snip`.
+        second_batch: more samples, for your own metrics that need them.
         metrics: names separated by commas, or a sequence of names and `Metric` objects. Linear
             regions are counted on `x`; `synflow` needs a model without normalization.
-        select: which parameters take part in metrics of gradients; see `empirical_ntk`.
-        sample_axis: for activation patterns; see `activation_patterns`, like the following.
-        smooth: what to do with smooth nonlinearities: `refuse`, `ignore`, or `sign`.
+        select: which parameters gradient metrics use; see `empirical_ntk`.
+        sample_axis: for activation patterns; see `activation_patterns` for this and the following.
+        smooth: how to treat smooth nonlinearities: `refuse`, `ignore`, or `sign`.
         max_pooling: whether pooling windows count.
 
     Returns:
         Each metric by name: numbers, or traced scalars under `jax.jit` and `jax.vmap`.
 
     Raises:
-        InputError: a metric is unknown, needs something that is not given, or cannot be measured.
+        InputError: a metric is unknown, lacks an argument, or cannot be measured.
 
     Example:
         >>> params = {"hidden": jax.numpy.eye(2), "kernel": jax.numpy.ones((2, 1))}
@@ -329,16 +328,16 @@ def configure(
     metrics: MetricNames | None = None,
     **settings: Any,
 ) -> tuple[str, Problem]:
-    """The preset and the problem that the arguments of `search` describe.
+    """The name of the preset and the problem described by the arguments of `search`.
 
     Args:
-        space: see `search`, like all arguments.
-        seed: of the search.
-        metrics: what is measured.
-        **settings: other fields of `SearchConfig`.
+        space: see `search`.
+        seed: see `search`.
+        metrics: see `search`.
+        **settings: see `search`.
 
     Raises:
-        InputError: something cannot be used.
+        InputError: an argument cannot be used.
 
     Example:
         >>> name, problem = configure("darts", seed=3, ntk={"batch_size": 14})
@@ -371,7 +370,7 @@ def describe_devices(devices: Sequence[jax.Device]) -> str:
 def _base(
     space: str | SearchSpace | SearchConfig,
 ) -> tuple[str, SearchConfig, SearchSpace | None]:
-    """The name of a preset, its configuration, and the space where it is an object at hand."""
+    """The name of a preset, its configuration, and the space if it was given as an object."""
     if isinstance(space, str) and space in PRESETS:
         preset: SearchConfig = PRESETS[space].CONFIG
         return space, preset, None
@@ -415,10 +414,10 @@ def _prepare(
 
 
 def read_images(problem: Problem, progress: Callable[[int, int], None] | None = None) -> ImageSet:
-    """The images that a problem is measured on.
+    """Read the images of a problem.
 
     Args:
-        problem: names their source.
+        problem: the problem, which names their source.
         progress: called with (images read, images to read).
 
     Raises:
@@ -450,20 +449,20 @@ def _metrics(metrics: MetricNames) -> tuple[Metric, ...]:
 
 
 def _name(metric: Metric) -> str:
-    """What the configuration calls a metric at hand; a built-in one turned round has a minus."""
+    """The name of a metric object in the configuration; reversed built-in ones have a minus."""
     built_in = METRICS.get(metric.name)
     return f"-{metric.name}" if built_in and metric == -built_in else metric.name
 
 
 def masks_of(space: SearchSpace, texts: Sequence[str]) -> Masks:
-    """The masks of architectures, of which each is given once.
+    """The masks of distinct architectures.
 
     Args:
         space: the search space.
-        texts: in its notation.
+        texts: architectures in its notation.
 
     Raises:
-        InputError: there is none, one is not of the space, or one is given twice.
+        InputError: there are none, one is not of the space, or one is repeated.
     """
     if not len(texts):
         raise InputError("no architecture to score: give at least one")

@@ -17,10 +17,10 @@ class InputError(ValueError):
 
 @contextmanager
 def within(where: str) -> Iterator[None]:
-    """Say where the input is that a message is about.
+    """Prefix error messages with the location of the input.
 
     Args:
-        where: such as a file and a line.
+        where: the location, such as a file and a line.
 
     Example:
         >>> with within("genotypes.txt, line 3"):

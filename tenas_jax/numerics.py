@@ -1,4 +1,4 @@
-"""Precision and range of the numbers that all rooms share."""
+"""Precision and limits of numbers, shared by all rooms."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -12,10 +12,10 @@ from jaxtyping import Array, Key, PyTree
 from tenas_jax.errors import InputError
 
 # On GPUs and TPUs the default rounds the factors of a product to 10 bits or fewer; a condition
-# number of thousands needs them all.
+# number of thousands needs full precision.
 PRECISION = lax.Precision.HIGHEST
 MAX_SEED = 2**32 - 1
-PRNG = "threefry2x32"  # whatever JAX's default is, now or later
+PRNG = "threefry2x32"  # fixed, because JAX's default may change
 
 
 @contextmanager
@@ -38,10 +38,10 @@ def highest_precision() -> Iterator[None]:
 
 
 def random_key(seed: int) -> Key[Array, ""]:
-    """The random key of a seed, of the generator that all numbers are drawn with.
+    """The random key of a seed, for the pinned random generator.
 
     Args:
-        seed: from 0 to `MAX_SEED`.
+        seed: a seed from 0 to `MAX_SEED`.
 
     Example:
         >>> with jax.default_prng_impl("rbg"):
@@ -52,13 +52,13 @@ def random_key(seed: int) -> Key[Array, ""]:
 
 
 def require_arrays(**trees: PyTree) -> None:
-    """Refuse trees that hold anything but arrays and numbers, such as functions.
+    """Reject trees with leaves other than arrays and numbers, such as functions.
 
     Args:
         **trees: pytrees by name.
 
     Raises:
-        InputError: one holds something else.
+        InputError: a tree has another leaf.
 
     Example:
         >>> require_arrays(params={"kernel": np.ones(2), "activation": abs})
@@ -79,20 +79,20 @@ arrays and numbers, and close over the rest
                 )
 
 
-MAX_CELLS = 1000  # to trace a network takes time for each of its cells
+MAX_CELLS = 1000  # tracing a network takes time for each cell
 MAX_STEPS = 2**31 - 1  # optimizers count in 32 bits
 
 
 def require_numbers(**arrays: PyTree) -> None:
-    """Refuse arrays that hold NaN, where that can be known: not under `jit` or `vmap`.
+    """Reject arrays that contain NaN; under `jit` or `vmap` this cannot be checked.
 
-    Trees that hold anything else are refused as well; see `require_arrays`.
+    Trees with other leaves are rejected as well; see `require_arrays`.
 
     Args:
         **arrays: pytrees of arrays by name.
 
     Raises:
-        InputError: one holds NaN, or something that is not an array.
+        InputError: an array contains NaN, or a leaf is not an array.
 
     Example:
         >>> require_numbers(x=np.array([1.0, np.nan]))
@@ -104,6 +104,6 @@ def require_numbers(**arrays: PyTree) -> None:
     for name, tree in arrays.items():
         known = [leaf for leaf in jax.tree.leaves(tree) if not isinstance(leaf, jax.core.Tracer)]
         floats = [leaf for leaf in known if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
-        # Not `jnp`: in a function that is traced it would make tracers of constants.
+        # Not `jnp`, which would turn constants into tracers in a traced function.
         if any(np.isnan(np.asarray(leaf)).any() for leaf in floats):
             raise InputError(f"{name} holds NaN: give numbers")

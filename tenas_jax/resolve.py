@@ -1,4 +1,4 @@
-"""One look-up for everything that has a name: a built-in one, or `module:object` for your own."""
+"""Look up objects by name: built-in names, or `module:object` for your own."""
 
 import difflib
 import hashlib
@@ -19,14 +19,14 @@ _ALLOWED = set(string.ascii_letters + string.digits + "_.-")
 
 
 def resolve(text: str, known: Mapping[str, T], kind: type[T], what: str) -> T:
-    """The object that a name stands for.
+    """Look up an object by name.
 
     Args:
         text: a key of `known`, or `module:object`, where the module is on the import path or in the
             current folder.
         known: the built-in objects by name.
-        kind: what the object must be an instance of.
-        what: the usual term for such an object, for messages.
+        kind: the required type of the object.
+        what: the term for such an object in error messages.
 
     Returns:
         The object.
@@ -77,8 +77,8 @@ def sources_of(names: Iterable[str]) -> dict[str, str] | None:
         names: names that `resolve` has looked up; built-in ones need no file.
 
     Returns:
-        A digest for each module of the user that was loaded with them; None where a module was
-        loaded otherwise, or again, so that its file may have changed since.
+        A digest for each of the user's modules loaded with them. None if a module was loaded in
+        another way or reloaded, so that its file may have changed since.
 
     Example:
         >>> sources_of(["kappa"])
@@ -96,7 +96,7 @@ def sources_of(names: Iterable[str]) -> dict[str, str] | None:
 
 
 def located(error: BaseException) -> str:
-    """An exception in one line: its type, its message, and the line of the user's code behind it.
+    """An exception in one line: its type, its message, and the line of the user's code.
 
     Example:
         >>> try:
@@ -135,14 +135,14 @@ def named_pairs(given: Any) -> tuple[tuple[str, Any], ...]:
 
 
 def require_names(what: str, names: Sequence[str]) -> None:
-    """Refuse names that files and notations cannot hold, or that are repeated.
+    """Reject names that are repeated or that files and notations cannot contain.
 
     Args:
-        what: what is named, for the message.
+        what: the kind of the named objects, for the error message.
         names: the names.
 
     Raises:
-        InputError: there is none, one is repeated, or one has a character other than letters,
+        InputError: there are none, one is repeated, or one has a character other than letters,
             digits, `_`, `.` and `-`.
 
     Example:
@@ -167,7 +167,7 @@ def _import(name: str, text: str, what: str) -> ModuleType:
     before = set(sys.modules)
     try:
         module = importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # whatever the module's own code raises
+    except (Exception, SystemExit) as error:  # the module's code may raise anything
         raise InputError(
             f"{what} {text!r}: cannot import {name!r}: {type(error).__name__}: {first_line(error)}"
         ) from error
@@ -179,7 +179,7 @@ def _import(name: str, text: str, what: str) -> ModuleType:
     return module
 
 
-# Modules that `resolve` has loaded, and the digests of their files at that moment.
+# Modules loaded by `resolve`, and the digests of their files at that time.
 _loaded: dict[str, tuple[Any, str]] = {}
 
 

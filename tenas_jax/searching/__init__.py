@@ -1,4 +1,4 @@
-"""Searches: configurations, strategies, measurements, and the loop that can be resumed."""
+"""Searches: configurations, strategies, measurements, and the resumable loop."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Strategies among whole architectures, to compare with: random, exhaustive, evolution."""
+"""Baseline strategies that measure whole architectures: random, exhaustive, evolution."""
 
 from collections.abc import Generator, Sequence
 
@@ -15,11 +15,11 @@ from tenas_jax.searching.problem import Problem
 from tenas_jax.searching.repeats import probabilities
 from tenas_jax.searching.rows import Found, Measurements, Row, Run, Work
 
-_MUTATIONS = 100  # of a parent, before it has no child that the constraints allow
+_MUTATIONS = 100  # attempts to find a mutation that the constraints allow
 
 
 def random(problem: Problem) -> Run:
-    """The best of `budget` architectures drawn at random, without repetition.
+    """Random search: the best of `budget` distinct random architectures.
 
     Args:
         problem: what is searched.
@@ -32,7 +32,7 @@ def random(problem: Problem) -> Run:
 
 
 def exhaustive(problem: Problem) -> Run:
-    """The best of all architectures of a space, of which isomorphic ones are measured once.
+    """Exhaustive search: the best of all architectures; isomorphic ones are measured once.
 
     Args:
         problem: what is searched.
@@ -41,7 +41,7 @@ def exhaustive(problem: Problem) -> Run:
         A generator that was not started.
 
     Raises:
-        InputError: the space has too many.
+        InputError: the space has too many architectures.
     """
     masks = list_allowed(problem.space, problem.config.constraints)
     return best_of(problem, masks[first_of_each_class(problem.space, masks)[0]])
@@ -50,10 +50,10 @@ def exhaustive(problem: Problem) -> Run:
 def evolution(problem: Problem) -> Run:
     """Regularized evolution (Real et al., 2019, Algorithm 1) of architectures.
 
-    A generation's children descend from the best of tournaments by one mutation each, and as many
-    of the oldest die. Fitness is the importance by ranks among all architectures measured so far;
-    the best of them all is found. A child that is known already is measured no second time, but
-    counts for the budget. A parent whose mutations break the constraints stays as it is.
+    Each child mutates a tournament winner once; as many of the oldest are dropped. Fitness is the
+    importance by ranks among all architectures measured so far, and the result is the best of them
+    all. A child that was measured before is not measured again but counts toward the budget. If no
+    mutation keeps to the constraints, the child is a copy of its parent.
 
     Args:
         problem: what is searched.
@@ -92,17 +92,17 @@ def evolution(problem: Problem) -> Run:
 def score(
     problem: Problem, masks: Masks, later: int = 0, *, part: int = 0, parts: int = 1
 ) -> Generator[Work, Measurements, Float[np.ndarray, "architecture metric"]]:
-    """Measure architectures, all with the same weights and images in a repeat.
+    """Measure architectures; within a repeat all share weights and images.
 
     Args:
         problem: what is measured.
         masks: the architectures.
-        later: how many architectures are expected to be measured after these.
-        part: which of the scorers measures them, from 0; the others come before and after.
-        parts: how many scorers there are.
+        later: number of architectures expected to be measured after these.
+        part: index of the scorer that measures them.
+        parts: number of scorers, which run one after the other.
 
     Returns:
-        A generator like a strategy, whose return value is the means over the repeats.
+        A generator like a strategy; it returns the means over the repeats.
     """
     repeats = problem.config.repeats
     assert repeats != "auto"
@@ -115,17 +115,17 @@ def score(
 def to_measure(
     space: SearchSpace, masks: Masks
 ) -> tuple[Int[np.ndarray, " measured"], Int[np.ndarray, " architecture"]]:
-    """Which of some architectures are measured: of isomorphic ones the first, if they are all.
+    """Which architectures to measure: if they are the whole space, isomorphic ones once.
 
-    Those of a sample are each measured: whoever compares two isomorphic ones sees the deviation.
+    In a sample each architecture is measured, so isomorphic ones show the noise.
 
     Args:
         space: the search space.
-        masks: architectures, no two the same.
+        masks: architectures, without duplicates.
 
     Returns:
-        The indices of those that are measured, and for each architecture where in these indices the
-        one is whose measurements it has.
+        The indices of the architectures to measure, and for each architecture the position in them
+        of the one whose measurements it shares.
     """
     if len(masks) < enumeration.count(space):
         return np.arange(len(masks)), np.arange(len(masks))
@@ -138,16 +138,16 @@ def of_all(
     metrics: Sequence[Metric],
     shared: Float[np.ndarray, "architecture metric"],
 ) -> Float[np.ndarray, "architecture metric"]:
-    """Measurements of all architectures: shared by isomorphic ones, but their own counts.
+    """Measurements of all architectures: isomorphic ones share all metrics except counts.
 
     Isomorphic architectures differ in the parameters and FLOPs of dead operators. The neurons of
-    these, too, would count if such an architecture were measured, though they do not matter.
+    dead operators would count if such an architecture were measured, although they have no effect.
 
     Args:
         space: the search space.
         masks: the architectures.
         metrics: the columns.
-        shared: the measurements of those that were measured, for each architecture.
+        shared: the shared measurements of each architecture.
     """
     columns = [
         column if metric.count is None else np.asarray(metric.count(space, masks), float)
@@ -157,7 +157,7 @@ def of_all(
 
 
 def _rows(problem: Problem, masks: Masks, repeats: Sequence[int]) -> list[Row]:
-    """Every repeat of the first architecture, then of the next."""
+    """All repeats of the first architecture, then of the next."""
     return [
         Row(0, repeat, mask, {"genotype": name, "repeat": repeat})
         for mask in masks
@@ -167,15 +167,15 @@ def _rows(problem: Problem, masks: Masks, repeats: Sequence[int]) -> list[Row]:
 
 
 def best_of(problem: Problem, masks: Masks) -> Run:
-    """Measure architectures; the first by the importance of their ranks is found.
+    """Measure architectures; the result is the first by the importance of their ranks.
 
-    With `repeats` auto all have the minimum of repeats. Then those have more that are among the
-    fewest that hold the first with the probability `auto_repeats.confidence`, until it is one, or
-    they have the maximum.
+    With `repeats` auto all get the minimum number of repeats. Then the smallest set that contains
+    the best architecture with probability `auto_repeats.confidence` is measured again, until it is
+    a single architecture or has the maximum number of repeats.
 
     Args:
         problem: what is searched.
-        masks: its candidates.
+        masks: the candidates.
 
     Returns:
         A generator that was not started.
@@ -185,7 +185,7 @@ def best_of(problem: Problem, masks: Masks) -> Run:
         means = yield from score(problem, masks)
         return Found(masks[_best_first(problem, means)[0]], len(masks), [])
     settings, directions = config.auto_repeats, problem.directions
-    values = np.full((len(masks), len(directions), settings.maximum), np.nan)  # where not measured
+    values = np.full((len(masks), len(directions), settings.maximum), np.nan)  # NaN: not measured
     front: Int[np.ndarray, " architecture"] = np.arange(len(masks))
     repeats = range(settings.minimum)
     while repeats.stop <= settings.maximum and len(front) > 1:
@@ -203,7 +203,7 @@ def best_of(problem: Problem, masks: Masks) -> Run:
 def _front(
     problem: Problem, values: Float[np.ndarray, "architecture metric repeat"]
 ) -> Int[np.ndarray, " front"]:
-    """The fewest architectures that hold the first one with enough probability."""
+    """The smallest set of architectures that contains the best one with enough probability."""
     config, everyone = problem.config, np.arange(len(values))
 
     def is_first(means: Float[np.ndarray, "architecture metric"]) -> Bool[np.ndarray, " candidate"]:

@@ -1,6 +1,6 @@
-"""What a search is: frozen dataclasses, validated at construction.
+"""The configuration of a search: frozen dataclasses, validated at construction.
 
-The line under each field is its help text on the command line.
+The docstring of each field is its help text on the command line.
 """
 
 import dataclasses
@@ -22,18 +22,18 @@ class NTKConfig:
     """Trainability: the condition number of the neural tangent kernel."""
 
     batch_size: int = 72
-    """Images per kernel; the kernel has that many rows."""
+    """Images per kernel, which is also its number of rows."""
     initializer: str = "default"
     """Initializer of the weights: pytorch, kaiming_normal_fan_in, kaiming_normal_fan_out or
-    module:object; default is the space's own."""
+    module:object; default: the space's own."""
     channels: int | None = None
-    """Channels of the first cells of the proxy network; None is the space's own."""
+    """Channels of the first cells of the proxy network; None: the space's own."""
     cells: int | None = None
-    """Cells of the proxy network, in NAS-Bench-201 of each stage; None is the space's own."""
+    """Cells of the proxy network (in NAS-Bench-201 per stage); None: the space's own."""
     engine: str = "chunked"
     """How the kernel is computed: chunked or neural-tangents."""
     chunk_size: int | None = None
-    """Cotangents per backward pass of the chunked engine; None chooses by backend and network."""
+    """Cotangents per backward pass of the chunked engine; None: by backend and network."""
 
     def __post_init__(self) -> None:
         # One image has a 1 x 1 kernel, whose condition number is 1 for every network.
@@ -51,15 +51,15 @@ class RegionsConfig:
     """Expressivity: the number of distinct activation patterns, the linear regions."""
 
     batch_size: int = 1000
-    """Patches per forward pass, which share the statistics of batch normalization."""
+    """Patches per forward pass; they share the statistics of batch normalization."""
     batches: int = 3
     """Forward passes whose patterns are pooled into one count."""
     patch_size: int = 3
     """Side of the patches, in pixels."""
     channels: int = 1
-    """Channels of the patches and of the cells: 1, one of the image's at random, or all of them."""
+    """Channels of the patches and of the cells: 1 (a random one of the image's), or all of them."""
     cells: int | None = None
-    """Cells of the region network; None is the space's own."""
+    """Cells of the region network; None: the space's own."""
     initializer: str = "default"
     """Initializer of the weights: pytorch, kaiming_normal_fan_in, kaiming_normal_fan_out or
     module:object; default is the space's own."""
@@ -77,11 +77,11 @@ class EvolutionConfig:
     """Regularized evolution (Real et al., 2019)."""
 
     population: int = 20
-    """Architectures alive at a time; the oldest die."""
+    """Size of the population; the oldest are dropped."""
     tournament: int = 5
-    """Architectures drawn at random, the best of which has a child."""
+    """Random architectures per tournament; the best one is mutated."""
     children: int = 10
-    """Children in each generation, which are measured together."""
+    """Children per generation, which are measured together."""
 
     def __post_init__(self) -> None:
         _require_integer("evolution.population", self.population, minimum=2)
@@ -96,13 +96,12 @@ class EvolutionConfig:
 
 @dataclass(frozen=True)
 class ShortlistConfig:
-    """The strategy shortlist: what is largest."""
+    """The strategy shortlist: how the largest architectures are found."""
 
     by: str = "flops"
-    """What makes an architecture large: flops or parameters, of the network that is trained."""
+    """Measure of size: flops or parameters of the network to be trained."""
     pool: int = 10_000
-    """Architectures drawn at random, of which the largest are measured, where a space has too many
-    to list them all."""
+    """Random architectures from which the largest are taken, if a space is too large to list."""
 
     def __post_init__(self) -> None:
         _require_choice("shortlist.by", self.by, Constraints._fields)
@@ -111,29 +110,29 @@ class ShortlistConfig:
 
 @dataclass(frozen=True)
 class AutoRepeatsConfig:
-    """When `--repeats auto` has measured enough."""
+    """When `--repeats auto` stops measuring."""
 
     confidence: float = 0.95
-    """An operator is measured until it is pruned, or kept, with this probability; whole
-    architectures until one is the best with it."""
+    """Operators are measured until each is pruned or kept with this probability; architectures
+    until one is the best with this probability."""
     minimum: int = 3
-    """Repeats of every operator in every round, or of every architecture."""
+    """Minimum repeats, of every operator in every round or of every architecture."""
     maximum: int = 10
-    """Repeats after which the means decide."""
+    """Maximum repeats, after which the means decide."""
 
     def __post_init__(self) -> None:
         if not 0.5 <= self.confidence < 1:
             raise InputError(
                 f"auto_repeats.confidence must be in [0.5, 1), not {self.confidence!r}"
             )
-        # A standard error needs two.
+        # A standard error needs two repeats.
         _require_integer("auto_repeats.minimum", self.minimum, minimum=2)
         _require_integer("auto_repeats.maximum", self.maximum, minimum=self.minimum)
 
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Everything that decides the outcome of a search.
+    """Everything that determines the result of a search.
 
     Raises:
         InputError: a field has a value that cannot be used.
@@ -152,47 +151,47 @@ class SearchConfig:
     data: str = "photos"
     """Image source: photos (offline), npz:PATH, folder:PATH or tfds:NAME."""
     data_dir: str | None = None
-    """Where TensorFlow Datasets keeps its files; None is its own default."""
+    """Where TensorFlow Datasets keeps its files; None: its own default."""
     images: int = 4096
-    """Images sampled from the source, on which everything is measured."""
+    """Number of images sampled from the source for all measurements."""
     image_size: int = 32
-    """Side of the images, in pixels; others are resized to it."""
+    """Side of the images, in pixels; images of other sizes are resized."""
     image_channels: int = 3
-    """Channels of the images: 3, 1 for gray ones, or as many as those of npz:PATH have."""
+    """Channels of the images: 3, 1 for gray, or those of npz:PATH."""
     padding: int = 4
-    """Black pixels around an image before it is cropped at random."""
+    """Width of the black border added before random crops, in pixels."""
     num_classes: int = 10
-    """Outputs of the classifier whose sum the kernel differentiates."""
+    """Outputs of the classifier; the kernel differentiates their sum."""
     labels: str = "random"
-    """Classes for metrics of a loss: random, or own, those of the data (y of npz:PATH, the folders
-    of folder:PATH, the classes of tfds:NAME)."""
+    """Labels for metrics of a loss: random, or own for those of the data (y of npz:PATH, the
+    folders of folder:PATH, the classes of tfds:NAME)."""
     seed: int = 0
     """Seed of the weights and of the choice of images."""
     metrics: str = "kappa,regions"
-    """What is measured: metrics (see tenas list metrics) or module:object, with commas between; a
-    minus before a name turns it round: regions,-snip looks for many regions and little SNIP (write
-    --metrics=-snip if it comes first); all: all of them."""
+    """Metrics to measure (see tenas list metrics) or module:object, separated by commas. A minus
+    reverses a metric: regions,-snip looks for many regions and low SNIP (write --metrics=-snip if
+    it comes first). all: every metric."""
     combination: str = "sum"
-    """Importance by ranks: their sum, log_sum (of their logarithms), min or max; a metric's name:
-    its rank alone; or module:object."""
+    """How ranks give the importance: sum, log_sum (sum of their logarithms), min or max; the name
+    of a metric for its rank alone; or module:object."""
     strategy: str = "prune"
-    """prune (TE-NAS); shortlist, random, evolution or exhaustive, among whole architectures; or
-    module:object."""
+    """prune (TE-NAS); shortlist, random, evolution or exhaustive, which measure whole
+    architectures; or module:object."""
     budget: int = 100
-    """Architectures that the strategies shortlist, random and evolution measure."""
+    """Number of architectures for the strategies shortlist, random and evolution."""
     flops: str | None = None
-    """FLOPs that an architecture may have as it is trained, such as 50M:120M or :600M; for all
+    """Limits on the FLOPs of the network to be trained, such as 50M:120M or :600M; for all
     strategies but prune."""
     parameters: str | None = None
-    """Parameters that an architecture may have, such as :1.3M."""
+    """Limits on the parameters of the network to be trained, such as :1.3M."""
     repeats: int | Literal["auto"] = 3
-    """Draws of weights and images over which differences are averaged; auto: until they decide."""
+    """Draws of weights and images to average over; auto: until the decision is certain enough."""
     prune_number: int = 1
     """Operators pruned per edge and round."""
     difference: str = "relative"
-    """Change of a metric: relative, or log, the difference of its logarithms."""
+    """Change of a metric: relative, or log for the difference of logarithms."""
     decimals: int | None = 3
-    """Decimals to which a difference is rounded; None does not round."""
+    """Decimals to which differences are rounded; None: no rounding."""
     ntk: NTKConfig = field(default_factory=NTKConfig)
     regions: RegionsConfig = field(default_factory=RegionsConfig)
     shortlist: ShortlistConfig = field(default_factory=ShortlistConfig)
@@ -235,7 +234,7 @@ class SearchConfig:
 
     @property
     def constraints(self) -> Constraints:
-        """What the networks that are searched may cost.
+        """The limits on FLOPs and parameters.
 
         Example:
             >>> SearchConfig(strategy="random", flops=":120M").constraints.flops.high
@@ -257,7 +256,7 @@ class SearchConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "SearchConfig":
-        """The inverse of `to_dict`; fields left out have their defaults.
+        """The inverse of `to_dict`; missing fields get their defaults.
 
         Args:
             values: nested dictionaries of the fields.

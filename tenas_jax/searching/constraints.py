@@ -1,4 +1,4 @@
-"""A budget for the networks that are searched: intervals of their FLOPs and parameters."""
+"""Constraints on searched networks: intervals of FLOPs and parameters."""
 
 import math
 from typing import NamedTuple
@@ -11,12 +11,12 @@ from tenas_jax.architectures.space import Masks, SearchSpace
 from tenas_jax.errors import InputError
 
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9}
-DRAWN = 20_000  # random architectures of which none is allowed: there is none, or hardly any
+DRAWN = 20_000  # random architectures to try before concluding that hardly any is allowed
 _BATCH = 1000
 
 
 class Interval(NamedTuple):
-    """The numbers from `low` to `high`, both of them included."""
+    """The numbers from `low` to `high`, inclusive."""
 
     low: float
     high: float
@@ -26,19 +26,19 @@ EVERYTHING = Interval(0.0, math.inf)
 
 
 class Constraints(NamedTuple):
-    """What networks may cost, as they are trained (`SearchSpace.costs`)."""
+    """Limits on the costs of the networks to be trained (`SearchSpace.costs`)."""
 
     flops: Interval = EVERYTHING
-    """Multiply-adds for an image."""
+    """Multiply-adds per image."""
     parameters: Interval = EVERYTHING
-    """How many there are."""
+    """Number of parameters."""
 
     def allow(self, space: SearchSpace, masks: Masks) -> Bool[np.ndarray, " architecture"]:
-        """Which architectures keep to them.
+        """Which architectures satisfy the constraints.
 
         Args:
             space: the search space.
-            masks: of its architectures.
+            masks: masks of its architectures.
 
         Example:
             >>> from tenas_jax.spaces import NAS_BENCH_201
@@ -56,15 +56,15 @@ class Constraints(NamedTuple):
 
 
 def parse(name: str, text: str | None) -> Interval:
-    """The interval that a text such as `50M:120M` stands for.
+    """Parse an interval such as `50M:120M`.
 
     Args:
-        name: what it is an interval of, for messages.
-        text: two numbers, each of which may be left out, with a colon between them; K, M and G
-            stand for thousands, millions and billions. None: everything.
+        name: name of the quantity, for error messages.
+        text: two optional numbers separated by a colon; K, M and G stand for thousands, millions
+            and billions. None: no limits.
 
     Raises:
-        InputError: it is no interval, or holds nothing.
+        InputError: the text is not an interval, or the interval is empty.
 
     Example:
         >>> parse("flops", "50M:1.2G"), parse("parameters", ":1.3M")
@@ -99,11 +99,11 @@ def _number(text: str) -> float:
 
 
 def list_allowed(space: SearchSpace, constraints: Constraints) -> Masks:
-    """All architectures of a space that keep to constraints.
+    """All architectures of a space that satisfy constraints.
 
     Args:
         space: the search space.
-        constraints: on its networks.
+        constraints: the constraints on their networks.
 
     Raises:
         InputError: there are too many to list, or none is allowed.
@@ -118,16 +118,16 @@ def list_allowed(space: SearchSpace, constraints: Constraints) -> Masks:
 def draw(
     space: SearchSpace, constraints: Constraints, size: int, rng: np.random.Generator
 ) -> Masks:
-    """Different architectures that keep to constraints, drawn uniformly.
+    """Draw distinct architectures uniformly from those that satisfy constraints.
 
     Args:
         space: the search space.
-        constraints: on their networks.
-        size: how many.
-        rng: draws them.
+        constraints: the constraints on their networks.
+        size: number of architectures.
+        rng: the random generator.
 
     Raises:
-        InputError: there are not as many, or so few that random ones are not among them.
+        InputError: there are fewer, or they are too rare to be found at random.
     """
     if constraints == Constraints():
         return enumeration.sample(space, size, rng)
@@ -152,7 +152,7 @@ def draw(
 
 
 def _none(space: SearchSpace, constraints: Constraints, masks: Masks, which: str) -> str:
-    """That no architecture is allowed, and what there would be."""
+    """The message that no architecture is allowed, with the range of available costs."""
     costs = space.costs(masks)
     return (
         f"none of {which} of {space.name} keeps to the constraints: they have "

@@ -1,7 +1,7 @@
-"""The end of every search: what was found is measured as well, in as many repeats as a round has.
+"""The end of every search: the found architecture is measured, with as many repeats as a round.
 
-Its weights and images are drawn anew. Those by which it was chosen favor it: the best of many noisy
-measurements is too good.
+Weights and images are drawn anew, because the draws by which the architecture was chosen favor it:
+the best of many noisy measurements is too good.
 """
 
 from collections.abc import Generator
@@ -15,17 +15,17 @@ from tenas_jax.searching.rows import Found, Measurements, Note, Row, Run, Work
 def measured_at_the_end(
     problem: Problem, strategy: Run
 ) -> Generator[Work | Note, Measurements, tuple[Found, dict[str, Any]]]:
-    """A strategy, and then the measurement of what it found.
+    """Run a strategy, then measure the architecture it found.
 
-    The rows of this measurement have the round after the last one of the strategy's rows.
+    The rows of this measurement belong to the round after the strategy's last one.
 
     Args:
         problem: what is searched.
         strategy: a generator that was not started.
 
     Returns:
-        A generator like a strategy. It returns what was found, and what
-            `tenas_jax.searching.repeats.summarized` says about it.
+        A generator like a strategy. It returns the result of the strategy, and the summary of the
+            measurement by `tenas_jax.searching.repeats.summarized`.
     """
     config = problem.config
     repeats = config.auto_repeats.minimum if config.repeats == "auto" else config.repeats

@@ -1,7 +1,8 @@
 """The host loop of a search: trace, resume, progress, time.
 
-What a search measures next follows from what it has measured, and its trace holds that in order. So
-a search that was killed goes on by replaying the trace, and ends as it would have ended.
+What a search measures next is determined by its previous measurements, which its trace records in
+order. A search that was killed therefore resumes by replaying the trace, and ends with the same
+result.
 """
 
 import csv
@@ -29,13 +30,13 @@ from tenas_jax.searching.rows import Row, Work
 from tenas_jax.searching.strategies import get_strategy
 from tenas_jax.searching.workdir import Trace, open_workdir, read_plan, write_plan
 
-# Scorers that are compiled at a time: with more, the first one waits for all to be traced.
+# Scorers compiled at a time: with more, the first one would wait until all are traced.
 BEGUN = 3
 
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Measures rows; what a search is driven by."""
+    """Measures the rows of a search."""
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -43,7 +44,7 @@ class Scorer(Protocol):
 
     @property
     def batch_rows(self) -> int:
-        """How many rows one call takes."""
+        """Number of rows per call."""
 
     @property
     def plan(self) -> dict[str, int]:
@@ -54,10 +55,10 @@ class Scorer(Protocol):
 
     @property
     def compile_seconds(self) -> float:
-        """Seconds that `compile` took; 0 before it was called."""
+        """Seconds spent in `compile`; 0 before it was called."""
 
     def begin(self) -> None:
-        """Begin to prepare for calls, in the background."""
+        """Start preparing for calls, in the background."""
 
     def compile(self) -> None:
         """Prepare for calls; called before the first measurement."""
@@ -65,27 +66,27 @@ class Scorer(Protocol):
     def __call__(
         self, keys: Key[Array, " row"], masks: Bool[np.ndarray, "row cell edge op"]
     ) -> Float[np.ndarray, "row metric"]:
-        """Measure supernets; a row's result depends on its own key and mask only.
+        """Measure supernets; a row's result depends only on its own key and mask.
 
-        Rows whose masks keep nothing fill up a batch: their results are not used.
+        Rows with empty masks pad a batch; their results are not used.
         """
 
 
 class Progress(NamedTuple):
-    """How far a search is: the round from 0, the measurements of all rounds, the time they need."""
+    """Progress of a search: the round from 0, the measurements of all rounds, and their time."""
 
     round: int
-    """As many as there are `rounds` while the found architecture is measured."""
+    """Equal to `rounds` while the found architecture is measured."""
     rounds: int
     done: int
     total: int
     seconds_left: float | None
     compiling: tuple[str, ...] = ()
-    """The metrics that are waited for until their program is compiled."""
+    """The metrics whose program is being compiled."""
 
 
 class Result(TypedDict):
-    """What `result.json` holds; numbers that are not finite are strings."""
+    """The content of `result.json`; numbers that are not finite are strings."""
 
     preset: str
     space: str
@@ -93,7 +94,7 @@ class Result(TypedDict):
     data: str
     genotype: str
     found: dict[str, Any]
-    """Its own measurement at the end: `metrics`, their `standard_errors`, `repeats`."""
+    """The final measurement: `metrics`, their `standard_errors`, `repeats`."""
     rounds: list[dict[str, Any]]
     evaluations: int
     nonfinite: int
@@ -102,7 +103,7 @@ class Result(TypedDict):
     versions: dict[str, str]
 
 
-# What a result says about the process that made it; all else follows from the trace.
+# The fields of a result that describe its process; the others follow from the trace.
 PROVENANCE = {"seconds", "device", "versions"}
 
 
@@ -119,31 +120,34 @@ def run_search(
 ) -> Result:
     """Run a search that can be resumed after any interruption.
 
-    In the work directory `config.json` says what is searched, `trace.jsonl` grows by a line per
-    measurement, after each round by a line per candidate with its differences and their standard
-    errors, and `result.json` is written at the end, when the architecture that was found has been
-    measured as well. A finished search that is resumed measures nothing; its result is derived from
-    the trace once more and compared with the file.
+    The work directory has three files. `config.json` is the configuration. `trace.jsonl` gets a
+    line per measurement and, after each round, a line per candidate with its differences and their
+    standard errors. `result.json` is written at the end, after the found architecture has been
+    measured. Resuming a finished search measures nothing; its result is derived again from the
+    trace and compared with the file.
 
     Args:
         problem: what is searched.
         scorer: measures rows of supernets.
-        workdir: where the files are; made if there is none.
-        preset: name under which the configuration was chosen.
-        data_fingerprint: hash of the images, which a resumed search must share.
+        workdir: the work directory; created if it does not exist.
+        preset: name of the configuration.
+        data_fingerprint: hash of the images, which must not change when resuming.
         device: description of the devices, for the result.
-        resume: whether the work directory must hold this search already; None: it may.
-        progress: called after compilation, with every round and after every batch.
+        resume: whether the work directory must already hold this search; None: it may.
+        progress: called after compilation, in every round and after every batch.
 
     Returns:
-        The result. Its `seconds` are those of the process that finished the search, not of
-            interrupted ones before it; `evaluations` are candidates or architectures, each of them
-            measured in several repeats.
+        The result. Its `seconds` are those of the process that finished the search, without
+            interrupted ones before it; `evaluations` is the number of candidates or architectures,
+            each measured with several repeats.
 
     Raises:
-        InputError: the work directory holds another search, holds one and `resume` is false, holds
-            none and it is true, holds a result that does not follow from its trace, or cannot be
-            written.
+        InputError: the work directory
+
+            - holds another search;
+            - holds a search although `resume` is false, or none although it is true;
+            - holds a result that does not follow from its trace;
+            - cannot be written.
     """
     started = time.perf_counter()
     config, strategy = problem.config, get_strategy(problem.config.strategy)
@@ -200,25 +204,28 @@ def run_scores(
 ) -> Float[np.ndarray, "architecture metric"]:
     """Measure architectures and write `scores.csv`; can be resumed after any interruption.
 
-    The file has a column `genotype` and one for each metric, the means over the repeats. Its
-    checksum is in `SHA256SUMS`. It is written after each scorer with the columns that there are. If
-    these are all architectures of the space, isomorphic ones are measured once.
+    The file has a column `genotype` and one for each metric, with means over the repeats. Its
+    checksum is in `SHA256SUMS`. It is written after each scorer, with the columns measured so far.
+    If the architectures are the whole space, isomorphic ones are measured once.
 
     Args:
         problem: what is measured.
         masks: the architectures.
-        scorers: measure rows one after the other, each some of the metrics.
-        workdir: where the files are; made if there is none.
-        settings: what `config.json` is to hold, from `search_settings`.
-        resume: whether the work directory must hold this run already; None: it may.
+        scorers: measure rows one after the other, each for some of the metrics.
+        workdir: the work directory; created if it does not exist.
+        settings: the content of `config.json`, from `search_settings`.
+        resume: whether the work directory must already hold this run; None: it may.
         progress: called after compilation and after every batch.
 
     Returns:
-        The means, a row for each architecture.
+        The means, one row per architecture.
 
     Raises:
-        InputError: the work directory holds something else, holds this and `resume` is false, holds
-            nothing and it is true, or cannot be written.
+        InputError: the work directory
+
+            - holds something else;
+            - holds this run although `resume` is false, or nothing although it is true;
+            - cannot be written.
     """
     open_workdir(workdir, settings, resume=resume)
     space = problem.space
@@ -252,14 +259,14 @@ def _write_scores(
 
 
 class Run(NamedTuple):
-    """What came of a strategy."""
+    """The outcome of a strategy."""
 
     outcome: Any
-    """What it returned."""
+    """The value it returned."""
     nonfinite: int
-    """How many measurements were not finite."""
+    """Number of measurements that were not finite."""
     measure_seconds: float
-    """What this process spent on measurements."""
+    """Seconds this process spent on measurements."""
 
 
 def run_strategy(
@@ -270,17 +277,17 @@ def run_strategy(
     *,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Run:
-    """Measure what a strategy asks for, and record it so that an interrupted run can be replayed.
+    """Measure the rows of a strategy, and record them so that an interrupted run can be replayed.
 
     Args:
         strategy: see `tenas_jax.searching.rows`.
-        scorers: measure rows, each those of its part; some of the next ones are compiled meanwhile.
-        workdir: where the trace is, `trace.jsonl`; what it holds is not measured again.
-        settings: what `config.json` holds, with the seed of the weights and images.
-        progress: called with all work, after compilation, and after every batch.
+        scorers: measure the rows of their parts; some of the next scorers are compiled meanwhile.
+        workdir: folder of the trace, `trace.jsonl`; recorded rows are not measured again.
+        settings: the content of `config.json`, with the seed of the weights and images.
+        progress: called for each piece of work, after compilation, and after every batch.
 
     Returns:
-        What the strategy returned, and what it took.
+        The outcome of the strategy.
 
     Raises:
         InputError: the trace is of another run, or cannot be written.
@@ -336,11 +343,11 @@ def run_strategy(
 
 
 def search_settings(problem: Problem, preset: str, data_fingerprint: str) -> dict[str, Any]:
-    """What decides the outcome of a search, and what its work directory keeps of it.
+    """Everything that determines the result of a search, as stored in its work directory.
 
     Args:
         problem: what is searched.
-        preset: name under which the configuration was chosen.
+        preset: name of the configuration.
         data_fingerprint: hash of the images.
 
     Returns:
@@ -358,15 +365,15 @@ def search_settings(problem: Problem, preset: str, data_fingerprint: str) -> dic
 def measure(
     scorer: Scorer, rows: Sequence[Row], key: Key[Array, ""]
 ) -> Iterator[tuple[Sequence[Row], Float[np.ndarray, "row metric"]]]:
-    """Measure rows in batches of the scorer's size, the last one filled up with empty masks.
+    """Measure rows in batches of the scorer's size; the last batch is padded with empty masks.
 
     Args:
         scorer: measures rows of supernets.
-        rows: what to measure; their rounds and repeats decide their keys.
+        rows: the rows; their rounds and repeats determine their keys.
         key: key of the search.
 
     Yields:
-        Some of the rows and their measurements, in order.
+        Batches of rows and their measurements, in order.
     """
     for start in range(0, len(rows), scorer.batch_rows):
         batch = rows[start : start + scorer.batch_rows]
@@ -378,7 +385,7 @@ def measure(
 
 @jax.jit
 def _keys(key: Key[Array, ""], rows: Int[Array, "row 2"]) -> Key[Array, " row"]:
-    """The key of each row, by its round and repeat."""
+    """The key of each row, from its round and repeat."""
     return jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, row[0]), row[1]))(rows)
 
 
@@ -387,7 +394,7 @@ def _drive(
     perform: Callable[[Work], Float[np.ndarray, "row metric"]],
     note: Callable[[Sequence[Mapping[str, Any]]], None],
 ) -> Any:
-    """Give a strategy what it asks for until it returns."""
+    """Run a strategy until it returns, sending it its measurements."""
     try:
         step = next(strategy)
         while True:

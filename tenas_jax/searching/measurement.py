@@ -1,4 +1,4 @@
-"""What is measured of a row: all metrics of a supernet or architecture at one draw of weights."""
+"""Measure a row: all metrics of a supernet or architecture for one draw of weights."""
 
 import dataclasses
 import traceback
@@ -40,7 +40,7 @@ from tenas_jax.searching.problem import Problem
 
 
 class Images(NamedTuple):
-    """All images, how they are normalized, and their classes where they are used."""
+    """All images, their mean and standard deviation, and their labels if used."""
 
     pixels: UInt8[Array, "n h w channels"]
     mean: Float[Array, " channels"]
@@ -49,7 +49,7 @@ class Images(NamedTuple):
 
     @classmethod
     def of(cls, image_set: ImageSet, put: Callable[[np.ndarray], Array] = jnp.asarray) -> "Images":
-        """Those of an image set, where `put` puts them."""
+        """The images of an image set, placed by `put`."""
         mean, std = (np.asarray(each, np.float32) for each in (image_set.mean, image_set.std))
         labels = None if image_set.labels is None else put(image_set.labels)
         return cls(put(image_set.images), put(mean), put(std), labels)
@@ -59,25 +59,24 @@ Measure = Callable[
     [Sequence[Metric], Key[Array, ""], Bool[Array, "cell edge op"], Images], dict[str, Array]
 ]
 MakeNetwork = Callable[[ProxySize, Layout], Any]
-# The parameters that the proxies of gradients are published for.
+# The parameters that gradient proxies use in their papers.
 KERNELS = ("kernel", "depthwise", "pointwise")
 
 
 def make_measure(problem: Problem, *, single_path: bool = False) -> Measure:
-    """The pure function that measures one row.
+    """Make the pure function that measures one row.
 
-    All metrics but the linear regions are of the network of the NTK, at the same weights and
-    images. Labels, for the proxies that need a loss, are what `SearchConfig.labels` says.
+    All metrics except the linear regions use the NTK's network, with the same weights and images.
+    `SearchConfig.labels` selects the labels for proxies that need a loss.
 
     Args:
         problem: what is measured.
-        single_path: promises that every mask keeps at most one operator per edge.
+        single_path: every mask keeps at most one operator per edge.
 
     Returns:
-        A function of metrics, which are not those counted on the host, a key, a mask
-        [cell, edge, op] and the images. It returns the metrics by name. It raises `InputError` for
-        a metric that is not one number, and for whatever else a metric or a network of the user
-        raises.
+        A function of metrics (except those counted on the host), a key, a mask [cell, edge, op]
+        and the images. It returns the metrics by name. It raises `InputError` for a metric that is
+        not one number, and for errors raised by the user's metrics and networks.
     """
 
     @highest_precision()
@@ -91,7 +90,7 @@ def make_measure(problem: Problem, *, single_path: bool = False) -> Measure:
 
 
 def _measured(metric: Metric, draw: "SupernetDraw") -> Array:
-    """A metric of a draw, if it is a number."""
+    """Evaluate a metric on a draw, and check that it is a number."""
     assert metric.measure is not None
     try:
         value = metric.measure(draw)
@@ -112,19 +111,19 @@ def _measured(metric: Metric, draw: "SupernetDraw") -> Array:
 def initialized(
     make: MakeNetwork, size: ProxySize, key: Key[Array, ""], x: Array, mask: Array
 ) -> PyTree[Float[Array, "..."]]:
-    """Parameters of a network for images `x` and a mask.
+    """Initialize the parameters of a network for images `x` and a mask.
 
-    Networks of this library are initialized by `size.initializer` alone. Of a user's module
-    everything has its own initializer; if `size` names one, the kernels have that.
+    Networks of this library use `size.initializer` for all parameters. A user's module uses its own
+    initializers, except that `size.initializer`, if given, replaces those of the kernels.
 
     Args:
-        make: makes the network of a size and a layout.
+        make: makes the network from a size and a layout.
         size: its size and initializer.
-        key: of the draw.
+        key: key of the draw.
         x: images.
         mask: the operators kept.
     """
-    # The shapes are those of any layout; this one is traced in half of the time.
+    # All layouts have the same shapes; this one is traced in half the time.
     network = make(size, NHWC)
     shapes = jax.eval_shape(network.init, key, x[:2], mask).get("params", {})
 
@@ -147,12 +146,12 @@ def initialized(
 
 
 class SupernetDraw(Draw):
-    """The draw of a row: of the proxy network of a search space, under a mask.
+    """The draw of a row: the proxy network of a search space under a mask.
 
     Args:
         problem: what is measured.
-        single_path: promises that the mask keeps at most one operator per edge.
-        key: of the row.
+        single_path: the mask keeps at most one operator per edge.
+        key: key of the row.
         mask: the operators kept.
         images: all images.
     """
@@ -166,7 +165,7 @@ class SupernetDraw(Draw):
         images: Images,
     ) -> None:
         require_mask(problem.space, mask)
-        # Apart from what `split` and small numbers give, which is used below.
+        # Distinct from the keys derived below by `split` and small numbers.
         super().__init__(self._logits, None, None, key=jax.random.fold_in(key, 1 << 16), mask=mask)
         self._problem, self._single_path, self._images = problem, single_path, images
         self._network_key, self._regions_key = jax.random.split(key)
@@ -183,12 +182,12 @@ class SupernetDraw(Draw):
 
     @cached_property
     def second_batch(self) -> Float[Array, "n h w channels"]:
-        """Other normalized images, some of which may be in `x` as well."""
+        """Other normalized images, some of which may also be in `x`."""
         return self._batch(jax.random.fold_in(self._network_key, 2))
 
     @cached_property
     def labels(self) -> Int[Array, "n"]:
-        """The classes of `x`: random ones, or the data's own."""
+        """The labels of `x`: random ones, or those of the data."""
         config, key = self._problem.config, jax.random.fold_in(self._network_key, 0)
         if config.labels == "own":
             if self._images.labels is None:
@@ -219,7 +218,7 @@ class SupernetDraw(Draw):
         connected = self._problem.space.connected(self._mask)
         if connected is True:
             return kernel()
-        # Where no image reaches the output, batch normalization makes it zero for all weights.
+        # If the input does not reach the output, the kernel is zero for all weights.
         zeros: Array = lax.cond(connected, kernel, lambda: jnp.zeros((len(x), len(x)), x.dtype))
         return zeros
 
@@ -258,19 +257,19 @@ class SupernetDraw(Draw):
         return pooled.reshape(-1, pooled.shape[-1])
 
     def features(self) -> list[Float[Array, "n h w channels"]]:
-        """The images after each cell of the network, or what a module of the user hands out."""
+        """The images after each cell of the network, or the features that a user's module sows."""
         return list(self._features)
 
     @cached_property
     def feature_gradients(self) -> list[tuple[Array, Array]]:
-        """Cotangents of the features of each cell but the first, and what they give before it."""
+        """For each cell but the first: cotangents of its output, pulled back to its input."""
         gradients = feature_gradients(self._sown_features, jax.random.fold_in(self._network_key, 3))
         return [(self._to_nhwc(after), self._to_nhwc(before)) for after, before in gradients]
 
     def normalized_features(
         self, params: PyTree, x: Array
     ) -> tuple[Float[Array, "n h w channels"], Float[Array, " layers"]]:
-        """The images after the last cell, and the logarithms of what they are normalized by."""
+        """The images after the last cell, and the logarithms of their normalization constants."""
         if not self._has_layouts:
             raise InputError(
                 f"the module of {self.name} does not hand out the variances that its batch "
@@ -287,16 +286,16 @@ class SupernetDraw(Draw):
             return _apply(network, params, x, self._mask)[0]
 
     def logits_once(self, params: PyTree, x: Array) -> Float[Array, "n classes"]:
-        """The logits, by a network that compiles sooner and runs slower."""
+        """The logits, from a network that compiles faster and runs slower."""
         return _apply(self._network(), params, x, self._mask)[0]
 
     def logits_by_jax(self, params: PyTree, x: Array) -> Float[Array, "n classes"]:
-        """The logits, in NHWC: the fast layout is for batches, and has first derivatives only."""
+        """The logits in NHWC, since the fast layout needs batches and has no second derivatives."""
         return _apply(self._network(NHWC), params, x, self._mask)[0]
 
     @property
     def is_stacked(self) -> Callable[[tuple[Any, ...]], bool]:
-        """Parallel edges are stacked, in all but the classifier."""
+        """Whether a parameter stacks parallel edges: all except the classifier's do."""
         return _is_of_edges if self._has_layouts else super().is_stacked
 
     @property
@@ -309,7 +308,7 @@ class SupernetDraw(Draw):
         return list(map(self._to_nhwc, self._sown_features()))
 
     def _sown_features(self) -> list[Array]:
-        """The images after each cell, of the network's own layout."""
+        """The images after each cell, in the network's layout."""
         _, sown = _apply(self._network(), self.params, self.x, self._mask, (FEATURES,))
         features = jax.tree.leaves(sown)
         if not features:
@@ -343,7 +342,7 @@ class SupernetDraw(Draw):
         return _network(self._problem, self._single_path, layout, rolled=rolled)
 
     def _logits(self, params: PyTree, x: Array) -> Float[Array, "n classes"]:
-        # For the kernel, which takes most of the time: not what compiles faster but what runs so.
+        # The kernel takes most of the time, so run time matters more than compile time.
         return _apply(self._network(rolled=False), params, x, self._mask)[0]
 
     def _batch(self, key: Key[Array, ""]) -> Float[Array, "n h w channels"]:
@@ -392,9 +391,9 @@ def _network(problem: Problem, single_path: bool, layout: Layout, *, rolled: boo
 def _apply(
     network: Any, params: PyTree, x: Array, mask: Array, wanted: tuple[str, ...] = ()
 ) -> tuple[Array, PyTree]:
-    """The output of a network, and the collections that are wanted of what it sows."""
+    """The output of a network, and the requested collections that it sows."""
     variables = {"params": params}
-    # A user's batch normalization updates running statistics, which nobody reads.
+    # A user's batch normalization updates running statistics, which are not used.
     result, sown = network.apply(variables, x, mask, mutable=["batch_stats", *wanted])
     return cast(Array, result), {name: sown[name] for name in wanted if name in sown}
 
@@ -402,7 +401,7 @@ def _apply(
 def _patterns_and_counts(
     space: Any, network: Any, params: PyTree, x: Array, mask: Array
 ) -> tuple[Bool[Array, "n neurons"], Int[Array, "neurons"]]:
-    """Activation patterns, and how many times each neuron is in the network."""
+    """Activation patterns, and how often each neuron occurs in the network."""
     if not hasattr(network, "layout"):
         run = executed_patterns(lambda x: _apply(network, params, x, mask)[0], smooth="ignore")
         patterns, executed = run(x)
@@ -418,7 +417,7 @@ def _patterns_and_counts(
 
 
 def _require_sown(name: str, make: Callable[..., Op], initializer: str) -> None:
-    """Refuse an operator whose ReLUs the patterns would not have."""
+    """Reject an operator whose ReLUs do not sow their patterns."""
     op = make(4, NHWC, initializer)
     x, weight = jnp.ones((1, 8, 8, 4)), jnp.ones(1)
 

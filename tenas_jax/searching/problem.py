@@ -1,4 +1,4 @@
-"""What is searched: a configuration with everything that it names looked up."""
+"""A search problem: a configuration and the objects that it names."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from tenas_jax.spaces import get_space
 
 @dataclass(frozen=True)
 class Problem:
-    """A configuration, and the objects behind its names.
+    """A configuration and the objects that it names.
 
     Raises:
-        InputError: they do not fit together, or not into memory.
+        InputError: they do not fit together, or do not fit into memory.
     """
 
     config: SearchConfig
@@ -46,7 +46,7 @@ class Problem:
 
     @property
     def directions(self) -> dict[str, int]:
-        """For each metric +1 where higher is better, -1 where lower is.
+        """For each metric +1 if higher is better, -1 if lower is better.
 
         Example:
             >>> look_up(SearchConfig()).directions
@@ -70,7 +70,7 @@ class Problem:
 
     @property
     def names(self) -> list[str]:
-        """Everything that the configuration names and that may be `module:object`."""
+        """All names in the configuration that may be `module:object`."""
         config = self.config
         return [
             config.space,
@@ -83,7 +83,7 @@ class Problem:
 
     @property
     def is_named(self) -> bool:
-        """Whether the names of the configuration lead to these objects."""
+        """Whether the configuration's names resolve to these objects."""
         try:
             return look_up(self.config) == self
         except InputError:
@@ -91,7 +91,7 @@ class Problem:
 
     @property
     def sources(self) -> dict[str, str] | None:
-        """Digests of the files behind these names; None where they cannot be told."""
+        """Digests of the source files of these names; None if they are unknown."""
         return sources_of(self.names)
 
 
@@ -100,15 +100,15 @@ def look_up(
     space: SearchSpace | None = None,
     metrics: Sequence[Metric] | None = None,
 ) -> Problem:
-    """The problem that a configuration describes.
+    """Look up the objects that a configuration names.
 
     Args:
-        config: what is searched.
-        space: the space, where it is an object at hand; None: the one that is named.
-        metrics: the metrics, where they are at hand; None: those that are named.
+        config: the configuration.
+        space: the space, if it is given as an object; None: look up its name.
+        metrics: the metrics, if they are given as objects; None: look up their names.
 
     Raises:
-        InputError: something that is named does not exist, or does not fit.
+        InputError: a name is unknown, or an object does not fit.
 
     Example:
         >>> look_up(SearchConfig(space="darts")).space.shape

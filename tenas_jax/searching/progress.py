@@ -34,10 +34,10 @@ Show = Callable[[Step], None]
 
 
 def say(console: Console, text: str) -> None:
-    """Print a line as it is, however long.
+    """Print a line without wrapping or markup.
 
     Args:
-        console: where to.
+        console: the console.
         text: the line.
     """
     console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -73,10 +73,10 @@ def show_progress(console: Console) -> Iterator[Callable[[Progress], None]]:
     """How far a search is; see `show_steps`.
 
     Args:
-        console: where to print.
+        console: the console.
 
     Yields:
-        What `run_search` calls with its progress.
+        A callback for `run_search`.
     """
     with show_steps(console) as show:
         yield lambda progress: show(_step(progress))

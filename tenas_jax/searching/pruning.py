@@ -1,8 +1,8 @@
 """Pruning by importance (TE-NAS, arXiv 2102.11535, Algorithm 1) as pure steps on a mask.
 
-One step serves both stages of the search. First the operators of an edge compete until every edge
-has one; then, in spaces where a node keeps only some of its edges, the edges into a node compete,
-node after node. What comes next follows from the mask alone:
+The same step serves both stages of the search. First the operators of each edge compete until every
+edge has one. Then, in spaces where a node keeps only some of its edges, the edges into a node
+compete, node by node. The mask alone determines the next step:
 
     state = init(space)
     while not done(space, state):
@@ -22,20 +22,20 @@ from tenas_jax.errors import InputError
 
 
 class PruneState(NamedTuple):
-    """What the next step needs: the operators kept, and how many steps were made."""
+    """The state needed by the next step: the operators kept, and the number of steps done."""
 
     mask: Mask
     round: int
 
 
 class PruneInfo(NamedTuple):
-    """What a step did: the (cell, edge, op) it pruned, group by group, first pruned first."""
+    """What a step did: the (cell, edge, op) it pruned, group by group, in order."""
 
     pruned: Int[np.ndarray, "pruned 3"]
 
 
 def init(space: SearchSpace) -> PruneState:
-    """The state before the first step: everything is kept but `none`.
+    """The state before the first step, which keeps every operator except `none`.
 
     Example:
         >>> from tenas_jax.spaces import NAS_BENCH_201
@@ -46,12 +46,12 @@ def init(space: SearchSpace) -> PruneState:
 
 
 def groups(space: SearchSpace, state: PruneState, prune_number: int = 1) -> list[Group]:
-    """Where the next step prunes; nothing when the search is done.
+    """The groups that the next step prunes; empty when the search is done.
 
     Args:
         space: the search space.
-        state: the state so far.
-        prune_number: operators to prune on an edge in one step, though never its last one.
+        state: the current state.
+        prune_number: operators to prune per edge and step, but never the last one of an edge.
 
     Raises:
         InputError: nothing would be pruned.
@@ -67,7 +67,7 @@ def groups(space: SearchSpace, state: PruneState, prune_number: int = 1) -> list
 
 
 def done(space: SearchSpace, state: PruneState) -> bool:
-    """Whether a genotype is left: one operator on an edge, and no more edges than a node keeps.
+    """Whether a genotype is left: one operator per edge, and no surplus edges into any node.
 
     Example:
         >>> from tenas_jax.spaces import NAS_BENCH_201
@@ -78,7 +78,7 @@ def done(space: SearchSpace, state: PruneState) -> bool:
 
 
 def candidates(space: SearchSpace, state: PruneState) -> Int[np.ndarray, "candidate 3"]:
-    """The operators that the next step chooses from, as (cell, edge, op) in this order.
+    """The operators that the next step chooses from, as sorted (cell, edge, op).
 
     Example:
         >>> from tenas_jax.spaces import NAS_BENCH_201
@@ -97,7 +97,7 @@ def without(mask: Mask, pruned: Int[np.ndarray, "pruned 3"]) -> Mask:
 
     Args:
         mask: operators kept.
-        pruned: (cell, edge, op) of those to leave out.
+        pruned: (cell, edge, op) of the operators to remove.
 
     Example:
         >>> without(np.ones((1, 1, 3), bool), np.array([[0, 0, 1]]))
@@ -114,13 +114,13 @@ def prune_step(
     order: Int[np.ndarray, " candidate"],
     groups: Sequence[Group],
 ) -> tuple[PruneState, PruneInfo]:
-    """Prune in each group the candidates that come first.
+    """Prune the first candidates of each group.
 
     Args:
-        state: the state so far.
+        state: the current state.
         candidates: (cell, edge, op) of the operators that were measured.
-        order: indices of the candidates, first to prune first (see `ranking.pruning_order`).
-        groups: what is to be pruned where, from the function `groups`.
+        order: indices of the candidates in pruning order (see `ranking.pruning_order`).
+        groups: the groups, from the function `groups`.
 
     Returns:
         The next state, whose mask is `without(state.mask, info.pruned)`, and what was pruned.

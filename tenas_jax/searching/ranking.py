@@ -1,7 +1,7 @@
 """From measurements to the order in which candidates are pruned (TE-NAS, arXiv 2102.11535, 3.3).
 
-A candidate is one operator on one edge; it is judged by what its removal does to every metric.
-Departures from the original code (prune_tenas.py:108-179) are named where they happen.
+A candidate is one operator on one edge; it is judged by how its removal changes every metric.
+Departures from the original code (prune_tenas.py:108-179) are noted where they occur.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,17 +15,17 @@ from tenas_jax.errors import InputError
 from tenas_jax.resolve import located, resolve
 
 Combination = Callable[[Int[np.ndarray, "candidate metric"]], Any]
-"""Maps ranks, of which 0 is the worst by a metric, to the importance of each candidate."""
+"""Maps ranks to the importance of each candidate; rank 0 is the worst by a metric."""
 
 
 def log_sum(ranks: Int[np.ndarray, "candidate metric"]) -> Float[np.ndarray, " candidate"]:
     """The sum of the logarithms of the ranks, counted from 1: one bad rank outweighs good ones.
 
-    AZ-NAS (Lee and Ham, CVPR 2024), eq. 9, without its division of ranks by their number, which
-    changes all importances alike.
+    AZ-NAS (Lee and Ham, CVPR 2024), eq. 9, without the division of ranks by their number, which
+    shifts all importances equally.
 
     Args:
-        ranks: from 0, the worst, shape (candidates, metrics).
+        ranks: ranks from 0, the worst, shape (candidates, metrics).
 
     Example:
         >>> log_sum(np.array([[0, 8], [3, 3]])).round(2)
@@ -44,16 +44,16 @@ COMBINATIONS: dict[str, Combination] = {
 
 
 def get_combination(name: str, metrics: Sequence[str]) -> Combination:
-    """How the ranks of a candidate become one importance.
+    """Look up how the ranks of a candidate are combined into its importance.
 
     Args:
-        name: a key of `COMBINATIONS`; the name of one metric, whose rank alone counts; or
-            `module:object`, a function of the ranks [candidate, metric], of which 0 is the worst,
-            that returns a number for each candidate, the higher the better.
+        name: a key of `COMBINATIONS`; the name of a metric, to use only its rank; or
+            `module:object`, a function of the ranks [candidate, metric] (0 is the worst) that
+            returns one number per candidate (higher is better).
         metrics: the metrics' names, in the order of the columns.
 
     Raises:
-        InputError: there is no such combination; or, when it is called, it returns something else.
+        InputError: the name is unknown; or, when called, the function returns something else.
 
     Example:
         >>> ranks = np.array([[0, 3], [2, 0]])
@@ -73,7 +73,7 @@ def _checked(combination: Combination, name: str) -> Combination:
     def call(ranks: Int[np.ndarray, "candidate metric"]) -> Any:
         try:
             result = np.asarray(combination(ranks), float)
-        except Exception as error:  # whatever the user's function raises
+        except Exception as error:  # the user's function may raise anything
             raise InputError(f"combination {name!r}: {located(error)}") from error
         if result.shape != ranks.shape[:1] or np.isnan(result).any():
             raise InputError(
@@ -95,7 +95,7 @@ def _log(full: np.ndarray, pruned: np.ndarray) -> np.ndarray:
     return change
 
 
-# The change of a metric, positive where the metric was greater with the candidate.
+# The change of a metric: positive if the metric is greater with the candidate.
 DIFFERENCES: dict[str, Callable[..., np.ndarray]] = {"relative": _relative, "log": _log}
 
 
@@ -106,13 +106,13 @@ def differences(
     difference: str = "relative",
     decimals: int | None,
 ) -> Float[np.ndarray, "candidate metric repeat"]:
-    """What removing each candidate does to each metric, compared with the unpruned supernet.
+    """The change of each metric when a candidate is removed from the unpruned supernet.
 
-    `relative`: round((m - m_without) / |m|, decimals). The original divides by m, the same for its
-    two positive metrics; the modulus keeps the sign of a change for others. `log`:
+    `relative`: round((m - m_without) / |m|, decimals). The original divides by m, which is the same
+    for its two positive metrics; the modulus keeps the sign of the change for other metrics. `log`:
     round(log m - log m_without, decimals), which large values do not dominate.
 
-    Where a metric is not finite, as the condition number of a singular kernel is not:
+    If a metric is not finite, such as the condition number of a singular kernel:
 
     - m finite, m_without inf: -inf (removing the candidate makes the kernel singular: keep it);
     - m inf, m_without finite: the limit, +1 if relative, else inf;
@@ -120,8 +120,8 @@ def differences(
 
     Args:
         full: metrics of the supernet, shape (metrics, repeats).
-        pruned: the same without each candidate, measured with the same weights and images in each
-            repeat, shape (candidates, metrics, repeats); NaN where it was not measured.
+        pruned: metrics without each candidate, measured with the same weights and images in each
+            repeat, shape (candidates, metrics, repeats); NaN if not measured.
         difference: a key of `DIFFERENCES`.
         decimals: digits after the point; None: unrounded.
 
@@ -145,14 +145,14 @@ def differences(
 def mean_differences(
     differences: Float[np.ndarray, "candidate metric repeat"],
 ) -> Float[np.ndarray, "candidate metric"]:
-    """Means over the repeats, without undefined ones.
+    """Means over the defined repeats.
 
     Args:
-        differences: what `differences` returns.
+        differences: the result of `differences`.
 
     Returns:
-        Means, never NaN, shape (candidates, metrics). 0 where all repeats are undefined, or
-        infinite with both signs: there is no evidence.
+        Means, never NaN, shape (candidates, metrics). 0 without evidence: if all repeats are
+        undefined, or some are +inf and others -inf.
 
     Example:
         >>> mean_differences(np.array([[[0.1, np.nan]], [[0.5, -np.inf]]]))
@@ -171,11 +171,11 @@ def standard_errors(
     """Standard errors of `mean_differences`, over the defined repeats.
 
     Args:
-        differences: what `differences` returns.
+        differences: the result of `differences`.
 
     Returns:
-        Standard errors, shape (candidates, metrics); NaN where fewer than two repeats are defined
-        or one is infinite.
+        Standard errors, shape (candidates, metrics); NaN if fewer than two repeats are defined or
+        one is infinite.
 
     Example:
         >>> standard_errors(np.array([[[0.1, 0.3, np.nan]], [[0.5, -np.inf, 0.1]]])).round(6)
@@ -200,10 +200,10 @@ def _round(values: np.ndarray, decimals: int) -> np.ndarray:
 def dense_ranks(
     values: Float[np.ndarray, " candidate"], *, descending: bool
 ) -> Int[np.ndarray, " candidate"]:
-    """Ranks from 0 where equal values share a rank and the next value's rank is one higher.
+    """Ranks from 0; equal values share a rank, and the next value's rank is one higher.
 
-    The original sorts by 3 significant digits but compares neighbors in full, so that values equal
-    to 3 digits may be ranked against their order. Here both use the values themselves.
+    The original sorts by 3 significant digits but compares neighbors at full precision, so values
+    that agree to 3 digits may be ranked out of order. Here both use the exact values.
 
     Args:
         values: one value per candidate, not NaN.
@@ -225,9 +225,9 @@ def metric_ranks(
     """Ranks of the candidates by each metric; removing rank 0 improves the metric most.
 
     Args:
-        differences: what `mean_differences` returns, shape (candidates, metrics).
-        directions: for each metric, in the order of the columns, +1 where a higher value is better
-            (linear regions), -1 where a lower one is (condition number).
+        differences: the result of `mean_differences`, shape (candidates, metrics).
+        directions: for each metric, in the order of the columns, +1 if higher is better (linear
+            regions), -1 if lower is better (condition number).
 
     Returns:
         Dense ranks, shape (candidates, metrics).
@@ -251,7 +251,7 @@ def importance(
     """Importance of the candidates by all metrics; the lowest is pruned first.
 
     Args:
-        differences: what `mean_differences` returns, shape (candidates, metrics).
+        differences: the result of `mean_differences`, shape (candidates, metrics).
         directions: +1 or -1 for each metric, see `metric_ranks`.
         combination: see `get_combination`.
 
@@ -278,12 +278,12 @@ def pruning_order(
     directions: Mapping[str, int],
     combination: str = "sum",
 ) -> Int[np.ndarray, " candidate"]:
-    """Indices of the candidates in the order in which they are to be pruned.
+    """Indices of the candidates in pruning order.
 
-    By `importance`; equal ones by their rank in the first metric, then as they come.
+    Sorted by `importance`; ties by the rank in the first metric, then by index.
 
     Args:
-        differences: what `mean_differences` returns, shape (candidates, metrics).
+        differences: the result of `mean_differences`, shape (candidates, metrics).
         directions: +1 or -1 for each metric, see `metric_ranks`.
         combination: see `importance`.
 
@@ -307,9 +307,9 @@ def pruning_order(
 def finite_or_worst(
     values: Float[np.ndarray, "architecture metric"], directions: Mapping[str, int]
 ) -> Float[np.ndarray, "architecture metric"]:
-    """Values of whole architectures, where not finite infinite in the direction that is worse.
+    """Replace values that are not finite by the worse infinity.
 
-    Whatever the metric, infinity and NaN mean that it failed to measure the architecture.
+    For every metric, infinity and NaN mean that it failed to measure the architecture.
 
     Args:
         values: metrics of architectures, shape (architectures, metrics).
@@ -329,10 +329,10 @@ def best_first(
     directions: Mapping[str, int],
     combination: str = "sum",
 ) -> Int[np.ndarray, " architecture"]:
-    """Indices of whole architectures, the best first.
+    """Indices of whole architectures, best first.
 
-    By `importance` of their ranks among all; equal ones by the first metric, then as they come.
-    What is not finite is worst.
+    Sorted by the `importance` of their ranks; ties by the first metric, then by index. Values that
+    are not finite are the worst.
 
     Args:
         values: metrics of architectures, shape (architectures, metrics).
@@ -351,7 +351,7 @@ def best_first(
         array([1, 0, 2])
     """
     known = finite_or_worst(values, directions)
-    # Of differences the greatest is a loss by what is pruned; of values it is the best. So the
-    # ranks are the same, and here the highest importance comes first.
+    # The greatest difference means the greatest loss by pruning, the greatest value the best
+    # architecture. So the ranks are the same, and here the highest importance comes first.
     first_metric = metric_ranks(known, directions)[:, 0]
     return np.lexsort((-first_metric, -importance(known, directions, combination)))

@@ -1,4 +1,4 @@
-"""What the repeats of a measurement say, and how sure they make a decision."""
+"""Statistics of repeated measurements, and the certainty of decisions based on them."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -8,21 +8,21 @@ from jaxtyping import Bool, Float
 
 from tenas_jax.searching.ranking import mean_differences, standard_errors
 
-DRAWS = 400  # the probability of 0.95 has a standard error of 0.01
+DRAWS = 400  # gives a probability of 0.95 a standard error of 0.01
 
 
 def summarized(
     metrics: Iterable[str], values: Float[np.ndarray, "metric repeat"]
 ) -> dict[str, Any]:
-    """What `result.json` says about a network that was measured in several repeats.
+    """Summarize the repeated measurements of a network, for `result.json`.
 
     Args:
-        metrics: their names.
+        metrics: names of the metrics.
         values: their measurements.
 
     Returns:
-        `repeats`, how many there were; `metrics`, the means, not finite where a repeat is not; and
-        `standard_errors` of these, NaN where a mean is not finite or there was one repeat.
+        `repeats`, the number of repeats; `metrics`, the means, which are not finite if a repeat is
+        not; and their `standard_errors`, NaN if a mean is not finite or there was one repeat.
 
     Example:
         >>> summarized(["kappa"], np.array([[9.0, 11.0]]))
@@ -46,18 +46,18 @@ def probabilities(
     seed: int,
     draws: int = DRAWS,
 ) -> Float[np.ndarray, " candidate"]:
-    """Probability that each candidate is among the chosen, given the noise of its measurements.
+    """Probability that each candidate is chosen, given the noise of its measurements.
 
-    The means are drawn from Student distributions of n - 1 degrees of freedom around the measured
-    means, as wide as their standard errors, independently; the share of draws in which a candidate
-    is chosen is its probability.
+    Means are drawn independently from Student distributions with n - 1 degrees of freedom, centered
+    at the measured means and scaled by their standard errors. The probability of a candidate is the
+    fraction of draws in which it is chosen.
 
     Args:
-        values: what is measured of the candidates in each repeat, such as what
-            `tenas_jax.searching.ranking.differences` returns; NaN where it was not measured.
-        chosen: decides by means which candidates are chosen, to be pruned or found.
-        seed: of the draws.
-        draws: how many.
+        values: measurements of the candidates in each repeat, such as the result of
+            `tenas_jax.searching.ranking.differences`; NaN if not measured.
+        chosen: maps means to the candidates that are chosen.
+        seed: seed of the draws.
+        draws: number of draws.
 
     Returns:
         Probabilities, shape (candidates,).

@@ -1,9 +1,8 @@
-"""What a strategy and the host loop tell each other.
+"""The interface between a strategy and the host loop.
 
-A strategy is a generator. It yields `Work`, rows to be measured, and is sent their measurements; or
-it yields a `Note`, to be recorded. Its return value is what it found. It has no side effects and
-draws nothing that its configuration's seed does not decide, so that a search can be replayed from
-its trace.
+A strategy is a generator. It yields `Work`, rows to measure, and is sent their measurements; or it
+yields a `Note` to record. It returns the result. A strategy has no side effects and takes all
+randomness from its configuration's seed, so that a search can be replayed from its trace.
 """
 
 from collections.abc import Callable, Generator
@@ -17,29 +16,29 @@ from tenas_jax.searching.problem import Problem
 
 
 class Row(NamedTuple):
-    """One measurement: the round and repeat that decide its key, the operators kept, its name."""
+    """One measurement: its round and repeat, which determine its key, its mask and its name."""
 
     round: int
     repeat: int
     mask: Mask
     identity: dict[str, Any]
-    """What the trace calls it."""
+    """Its name in the trace."""
 
 
 class Work(NamedTuple):
-    """Rows to measure next, and where the search stands: rounds are counted from 0."""
+    """Rows to measure next, and the progress of the search; rounds are counted from 0."""
 
     rows: list[Row]
     round: int
     rounds: int
     later: int
-    """Measurements expected after these; with automatic repeats the fewest possible."""
+    """Measurements expected after these; the minimum with automatic repeats."""
     part: int = 0
-    """Which of the scorers measures them."""
+    """Index of the scorer that measures them."""
 
 
 class Note(NamedTuple):
-    """What a round of pruning decided, for the trace."""
+    """The decisions of a pruning round, for the trace."""
 
     candidates: list[dict[str, Any]]
 
@@ -49,12 +48,12 @@ class Found(NamedTuple):
 
     mask: Mask
     evaluations: int
-    """Candidates or architectures, each measured in several repeats."""
+    """Number of candidates or architectures, each measured with several repeats."""
     rounds: list[dict[str, Any]]
-    """What `result.json` says about each round of pruning."""
+    """The pruning rounds, for `result.json`."""
 
 
 Measurements = Float[np.ndarray, "row metric"]
 Run = Generator[Work | Note, Measurements, Found]
 Strategy = Callable[[Problem], Run]
-"""Makes the generator of a search."""
+"""A function that returns the generator of a search."""

@@ -1,7 +1,7 @@
-"""Measures rows `(key, mask)`: the bridge from networks and metrics to the search.
+"""Measures rows `(key, mask)`: connects networks and metrics to the search.
 
 A row is one supernet or candidate with one draw of weights and images. Rows with the same key share
-that draw (common random numbers), whatever their masks.
+the draw (common random numbers), whatever their masks.
 """
 
 import copy
@@ -34,7 +34,7 @@ from tenas_jax.searching.problem import Problem
 
 
 class SupernetScorer:
-    """Measures rows on all devices, with one compilation; the scorer of a search.
+    """The scorer of a search: measures rows on all devices, with one compilation.
 
     Metrics that share nothing are measured by programs of their own, which are compiled two at a
     time. One that does not fit into a device's memory is compiled again with fewer cotangents in a
@@ -64,7 +64,7 @@ class SupernetScorer:
         self._mesh = Mesh(np.array(devices), ("row",))
         everywhere = NamedSharding(self._mesh, PartitionSpec())
         placed = Images.of(images, lambda array: place(array, everywhere))
-        # A plain tuple, as JAX keeps programs of no other.
+        # A plain tuple: JAX does not cache programs of other tuple types.
         self._images = tuple(each for each in placed if each is not None)
         self._row_sharding = NamedSharding(self._mesh, _ROWS)
         self._groups = programs([metric for metric in self.metrics if metric.count is None])
@@ -73,7 +73,7 @@ class SupernetScorer:
         self._was_exhausted = False
 
     def parts(self) -> list["SupernetScorer"]:
-        """A scorer for each program, those first that compile sooner; counts come before all."""
+        """One scorer per program, in the order of compile time; counts come first."""
         counted = tuple(metric for metric in self.metrics if metric.count is not None)
         parts = []
         for metrics in [counted] * bool(counted) + self._groups:
@@ -111,8 +111,8 @@ class SupernetScorer:
         """Measure `batch_rows` rows.
 
         Args:
-            keys: of the weights and images of each row.
-            masks: the operators kept; a row that keeps none is not measured.
+            keys: keys of the weights and images of each row.
+            masks: the operators kept; empty rows are not measured.
 
         Returns:
             A column for each of `metrics`, float64 [row, metric].
@@ -278,8 +278,8 @@ class SupernetScorer:
             def unmeasured(key: Array, mask: Array) -> Float[Array, "metric"]:
                 return jnp.zeros(len(group), dtype)
 
-            # One row after the other: a row's result cannot depend on its neighbors, and `lax.cond`
-            # skips what the row has pruned.
+            # Sequentially, so that a row's result cannot depend on its neighbors and `lax.cond`
+            # skips its pruned operators.
             table: Array = jax.lax.map(
                 lambda row: jax.lax.cond(row[1].any(), measured, unmeasured, *row),
                 (keys[:, 0], masks[:, 0]),
@@ -312,7 +312,7 @@ class SupernetScorer:
 
 
 _ROWS = PartitionSpec(None, "row")
-_COMPILERS = ThreadPoolExecutor(2, "compiler")  # more take memory without being quicker
+_COMPILERS = ThreadPoolExecutor(2, "compiler")  # more need memory without being faster
 
 
 def _name(group: Sequence[Metric]) -> str:
@@ -331,28 +331,28 @@ def _say(text: str) -> None:
 
 
 def work(space: SearchSpace, masks: Masks) -> Int[np.ndarray, " row"]:
-    """FLOPs of the operators that lie on a path, by which rows are shared among devices.
+    """FLOPs of the operators that lie on a path, used to balance rows over devices.
 
     Args:
         space: the search space.
         masks: the operators kept.
 
     Returns:
-        Those of the discrete networks, which grow with those of any other of the same cells.
+        FLOPs of the discrete networks; those of other networks of the same cells grow with them.
     """
     flops: np.ndarray = space.costs(np.stack([space.on_paths(mask) for mask in masks])).flops
     return flops
 
 
 def balanced(work: Int[np.ndarray, " row"], devices: int) -> Int[np.ndarray, " row"]:
-    """An order of rows that gives as many to each device, and about as much work.
+    """An order of rows that gives each device equally many rows and about the same work.
 
     Args:
-        work: of each row.
-        devices: row i of the order goes to device i % devices.
+        work: work of each row.
+        devices: number of devices; row i of the order goes to device i % devices.
 
     Returns:
-        The rows in that order: the next largest is always for the device with the least work.
+        The order; greedily, the next largest row goes to the device with the least work.
 
     Example:
         >>> balanced(np.array([1, 9, 2, 8, 3, 3]), 2).tolist()
@@ -373,20 +373,20 @@ def make_scorer(
     *,
     single_path: bool = False,
 ) -> SupernetScorer:
-    """The scorer of a search.
+    """Make the scorer of a search.
 
     Args:
         problem: what is measured.
         image_set: the images.
-        devices: rows are shared among them.
-        single_path: promises that every mask keeps at most one operator per edge: a third of the
-            work in spaces that have a network for it.
+        devices: the devices, which share the rows.
+        single_path: every mask keeps at most one operator per edge; a third of the work in spaces
+            that have a network for it.
 
     Returns:
         A scorer, not yet compiled.
 
     Raises:
-        InputError: the images have labels of classes that the network has not.
+        InputError: the images have labels of classes that the network lacks.
     """
     single_path = single_path and problem.space.has_single_paths
     classes = problem.config.num_classes
@@ -401,9 +401,9 @@ def make_scorer(
 
 
 def _identity(problem: Problem, single_path: bool) -> str | None:
-    """What the program depends on; None where that cannot be told, as for objects at hand."""
+    """Everything the program depends on; None if unknown, as for objects given directly."""
     sources = problem.sources
     if sources is None or not problem.is_named:
         return None
-    unseeded = dataclasses.replace(problem.config, seed=0)  # which is no part of the program
+    unseeded = dataclasses.replace(problem.config, seed=0)  # not part of the program
     return repr((unseeded, sources, single_path))

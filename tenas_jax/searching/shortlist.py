@@ -1,4 +1,4 @@
-"""The strategy shortlist: the largest networks that the budget allows, then the best of them."""
+"""The strategy shortlist: the largest networks, then the best of them."""
 
 from collections.abc import Hashable
 
@@ -16,16 +16,16 @@ from tenas_jax.searching.rows import Run
 
 
 def shortlist(problem: Problem) -> Run:
-    """The best by its metrics of the `budget` largest architectures.
+    """The best of the `budget` largest architectures, by the metrics.
 
-    Size is free and exact, and orders a whole space better than most measurements do; but it says
-    nothing about which of the largest networks is the best. So it decides first, and what is
-    measured decides among equals. With `repeats` auto all are measured a few times, then those
-    again that may be the first, until it is decided.
+    Size is free and exact, and it orders a whole space better than most measurements do, but it
+    does not tell the largest networks apart. So size selects the candidates, and measurements
+    decide among them. With `repeats` auto all are measured a few times; then those that may be
+    first are measured again until the first is decided.
 
-    Largest is what costs most among all architectures that keep to the constraints, or among
-    `shortlist.pool` random ones where there are too many. Of equally large ones chance decides, by
-    the seed.
+    The largest are those with the highest cost among all architectures that satisfy the
+    constraints, or among `shortlist.pool` random ones if the space is too large. Ties in size are
+    broken at random, by the seed.
 
     Args:
         problem: what is searched.
@@ -34,21 +34,21 @@ def shortlist(problem: Problem) -> Run:
         A generator that was not started.
 
     Raises:
-        InputError: no architecture keeps to the constraints.
+        InputError: no architecture satisfies the constraints.
     """
     return best_of(problem, largest(problem))
 
 
 def largest(problem: Problem) -> Masks:
-    """The architectures that `shortlist` measures, the largest first.
+    """The architectures that `shortlist` measures, largest first.
 
-    No two are isomorphic, and none has dead operators, which make it larger without any use.
+    No two are isomorphic, and none has dead operators, which add size without effect.
 
     Args:
         problem: what is searched.
 
     Raises:
-        InputError: no architecture keeps to the constraints and has no dead operators.
+        InputError: no architecture satisfies the constraints and is free of dead operators.
 
     Example:
         >>> from tenas_jax.searching.config import SearchConfig

@@ -1,6 +1,6 @@
-"""Whether what a search asks for can fit into memory, before any of it is allocated.
+"""Check that a search fits into memory, before anything is allocated.
 
-The sizes are lower bounds: what is refused cannot work, what is not refused may still be too large.
+The sizes are lower bounds: a rejected search cannot work; an accepted one may still be too large.
 """
 
 from tenas_jax.architectures.space import SearchSpace
@@ -8,21 +8,21 @@ from tenas_jax.host.memory import require_memory
 from tenas_jax.searching.config import SearchConfig
 
 FLOAT = 4  # bytes
-ROW = 500  # bytes of a row that waits to be measured: its mask, its names, its line in the trace
+ROW = 500  # bytes of a pending row: its mask, its names, its line in the trace
 
 
 def require_fits(config: SearchConfig, space: SearchSpace) -> None:
-    """Refuse a search that cannot fit into memory.
+    """Reject a search that cannot fit into memory.
 
     Args:
-        config: of the search.
-        space: what it searches.
+        config: configuration of the search.
+        space: its search space.
 
     Raises:
         InputError: something is too large; the message names the field.
     """
     side, batch, ntk, regions = config.image_size, config.ntk.batch_size, config.ntk, config.regions
-    if config.data == "photos":  # of another source `images` may be more than there are
+    if config.data == "photos":  # other sources may have fewer images
         size = config.images * side**2 * config.image_channels
         require_memory(size, f"images {config.images} of {side} x {side}: use fewer; they")
     padded = batch * (side + 2 * config.padding) ** 2 * config.image_channels
@@ -50,14 +50,14 @@ def require_fits(config: SearchConfig, space: SearchSpace) -> None:
 
 
 def require_rows(count: int, repeats: int) -> None:
-    """Refuse more measurements than can be listed.
+    """Reject more measurements than fit into memory.
 
     Args:
-        count: operators or architectures.
-        repeats: of each.
+        count: number of operators or architectures.
+        repeats: repeats of each.
 
     Raises:
-        InputError: there are too many.
+        InputError: there are too many measurements.
     """
     require_memory(
         count * repeats * ROW,

@@ -21,11 +21,11 @@ STRATEGIES: Mapping[str, Strategy] = {
 
 
 def get_strategy(name: str) -> Strategy:
-    """The strategy of that name.
+    """Look up a strategy by name.
 
     Args:
-        name: a key of `STRATEGIES`, or `module:object`, a function as `tenas_jax.searching.rows`
-            describes.
+        name: a key of `STRATEGIES`, or `module:object`, a function as described in
+            `tenas_jax.searching.rows`.
 
     Raises:
         InputError: there is no such strategy.
@@ -38,7 +38,7 @@ def get_strategy(name: str) -> Strategy:
 
 
 def describe(problem: Problem) -> str:
-    """What a search is going to measure, in a few words.
+    """A short description of what a search will measure.
 
     Example:
         >>> from tenas_jax.searching.config import SearchConfig

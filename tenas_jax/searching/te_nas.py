@@ -1,4 +1,4 @@
-"""TE-NAS's strategy: prune a supernet, operator by operator."""
+"""TE-NAS's strategy: prune a supernet operator by operator."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from tenas_jax.searching.rows import Found, Note, Row, Run, Work
 
 
 def evaluations_per_round(space: SearchSpace, prune_number: int) -> list[int]:
-    """How many candidates each round of pruning measures, whatever their measurements.
+    """Number of candidates in each pruning round, which does not depend on the measurements.
 
     Args:
         space: the search space.
@@ -47,8 +47,8 @@ def evaluations_per_round(space: SearchSpace, prune_number: int) -> list[int]:
 def prune(problem: Problem) -> Run:
     """TE-NAS (arXiv 2102.11535, Algorithm 1): prune the supernet until an architecture is left.
 
-    With `repeats` auto every candidate has at least the minimum of repeats; then those have more
-    whose fate the repeats so far leave open, until none is left or they have the maximum.
+    With `repeats` auto every candidate gets the minimum number of repeats; then candidates whose
+    decision is still uncertain are measured again, up to the maximum.
 
     Args:
         problem: what is searched.
@@ -96,9 +96,9 @@ def _supernet_rows(
     candidates: Int[np.ndarray, "candidate 3"],
     repeats: Sequence[int],
 ) -> list[Row]:
-    """For each repeat the supernet, then the supernet without each candidate.
+    """For each repeat: the supernet, then the supernet without each candidate.
 
-    Common random numbers: a row's key is that of its repeat, whatever is pruned in it.
+    Common random numbers: all rows of a repeat have the same key, whatever they prune.
     """
     nothing = {"cell": None, "edge": None, "op": None}
     supernets = [(state.mask, nothing)] + [
@@ -125,7 +125,7 @@ def _undecided(
     candidates: Int[np.ndarray, "candidate 3"],
     groups: Sequence[Group],
 ) -> Int[np.ndarray, " undecided"]:
-    """Indices of the candidates of which it is not settled whether they are pruned."""
+    """Indices of the candidates whose pruning is still uncertain."""
     config = problem.config
 
     def pruned(means: Float[np.ndarray, "candidate metric"]) -> Bool[np.ndarray, " candidate"]:
@@ -148,7 +148,7 @@ def _entry(
     changes: Float[np.ndarray, "candidate metric repeat"],
     info: pruning.PruneInfo,
 ) -> dict[str, Any]:
-    """What `result.json` says about a round; numbers that are not finite are left as they are."""
+    """The entry of a round in `result.json`; values that are not finite stay as they are."""
     signs, config, space = problem.directions, problem.config, problem.space
     means, errors = ranking.mean_differences(changes), ranking.standard_errors(changes)
     importance = ranking.importance(means, signs, config.combination)

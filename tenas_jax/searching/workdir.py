@@ -1,6 +1,6 @@
-"""The files of a search: which search it is, the trace of its measurements, its result.
+"""The files of a search: its configuration, the trace of its measurements, its result.
 
-Every file is whole at any moment, but for the last line of a trace, which a kill may tear.
+All files are written atomically, except that a kill may cut off the last line of a trace.
 """
 
 import json
@@ -28,16 +28,19 @@ OTHER_FOLDER = "start again in another --workdir"
 
 
 def open_workdir(workdir: Path, settings: Mapping[str, Any], *, resume: bool | None) -> None:
-    """Make a work directory with an empty trace, or make sure that it holds this search.
+    """Create a work directory with an empty trace, or check that it holds this search.
 
     Args:
-        workdir: the directory; made if there is none.
-        settings: what `config.json` is to hold; see `tenas_jax.searching.loop.search_settings`.
-        resume: whether the directory must hold this search already; None: it may.
+        workdir: the directory; created if it does not exist.
+        settings: the content of `config.json`; see `tenas_jax.searching.loop.search_settings`.
+        resume: whether the directory must already hold this search; None: it may.
 
     Raises:
-        InputError: it holds another search, holds this one and `resume` is false, holds none and
-            it is true, or cannot be written.
+        InputError: the directory
+
+            - holds another search;
+            - holds this search although `resume` is false, or none although it is true;
+            - cannot be written.
     """
     config, trace = workdir / "config.json", workdir / "trace.jsonl"
     with file_errors(workdir):
@@ -46,7 +49,7 @@ def open_workdir(workdir: Path, settings: Mapping[str, Any], *, resume: bool | N
             raise InputError(f"{workdir} holds something else: choose another --workdir")
         if resume and not (config.exists() and trace.exists()):
             raise InputError(f"{workdir} holds no search to continue: leave out --resume")
-        # Without a measurement nothing is lost by starting again.
+        # Without measurements, nothing is lost by starting again.
         started = trace.exists() and trace.stat().st_size > 0
         started |= (workdir / "result.json").exists()
     if started or resume:
@@ -67,12 +70,12 @@ def open_workdir(workdir: Path, settings: Mapping[str, Any], *, resume: bool | N
 def shared_workdir(
     workdir: Path, settings: Mapping[str, Any], *, resume: bool | None
 ) -> Iterator[Path]:
-    """A work directory for each process of a search: process 0's own, elsewhere a passing copy.
+    """A work directory for each process: the real one in process 0, a temporary copy elsewhere.
 
     Args:
-        workdir: the directory of process 0; the others need not see it.
-        settings: what `config.json` is to hold, the same in every process.
-        resume: whether the directory must hold a search already; None: it may.
+        workdir: the directory of process 0; the others need no access to it.
+        settings: the content of `config.json`, the same in every process.
+        resume: whether the directory must already hold a search; None: it may.
 
     Yields:
         A directory with the same files in every process.
@@ -131,11 +134,11 @@ def write_plan(workdir: Path, plan: Mapping[str, int]) -> None:
 
 
 class Trace:
-    """The measurements of earlier processes, to be taken in order, and a file that only grows.
+    """The trace: recorded measurements, to be replayed in order, in an append-only file.
 
     Args:
-        path: an existing file; a last line that is torn is cut off it.
-        settings: what `config.json` holds.
+        path: an existing file; an incomplete last line is removed.
+        settings: the content of `config.json`.
 
     Raises:
         InputError: a line other than the last is damaged, or the file cannot be used.
@@ -150,14 +153,14 @@ class Trace:
     def take(
         self, identities: Sequence[Mapping[str, Any]], metrics: Sequence[Metric]
     ) -> list[list[float]]:
-        """The recorded measurements of the first of these rows, as many as there are.
+        """Replay the recorded measurements of the first of these rows, as far as they exist.
 
         Args:
-            identities: for each row what was measured; other values of its line are its numbers.
-            metrics: what its numbers are.
+            identities: for each row the fields that identify it; the others are its values.
+            metrics: the metrics of the values.
 
         Returns:
-            For each row taken its numbers, shape (rows, metrics).
+            The values of the replayed rows, shape (rows, metrics).
 
         Raises:
             InputError: a record is of another row, or has a value that a metric cannot have.
@@ -182,16 +185,16 @@ class Trace:
         metrics: Sequence[Metric],
         values: Float[np.ndarray, "row metric"],
     ) -> None:
-        """Write measurements; when this returns they are on the disk.
+        """Append measurements; they are on disk when this returns.
 
         Args:
-            identities: for each row what was measured.
-            metrics: what its numbers are.
-            values: its numbers, shape (rows, metrics).
+            identities: for each row the fields that identify it.
+            metrics: the metrics of the values.
+            values: the values, shape (rows, metrics).
 
         Raises:
             InputError: a metric cannot have such a value, or they cannot be written; the file is
-                then as it was before.
+                then unchanged.
         """
         names = [metric.name for metric in metrics]
         for row in values.tolist():
@@ -204,13 +207,13 @@ class Trace:
         )
 
     def note(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Write what follows from the measurements before it, unless it is there already.
+        """Append records derived from earlier measurements, unless they exist already.
 
         Args:
             records: JSON values; numbers may be infinite or NaN.
 
         Raises:
-            InputError: something else is recorded in their place, or they cannot be written.
+            InputError: other records are in their place, or they cannot be written.
         """
         known = len(self._recorded) - self._taken
         for record in records[:known]:
@@ -220,10 +223,10 @@ class Trace:
         self._write(records[known:])
 
     def require_end(self) -> None:
-        """Make sure that every recorded measurement was taken.
+        """Check that every recorded measurement was replayed.
 
         Raises:
-            InputError: there are more.
+            InputError: there are more records.
         """
         if self._taken < len(self._recorded):
             raise self._foreign_line()
@@ -259,7 +262,7 @@ def _require_agreement(settings: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _read_files(workdir: Path, settings: Mapping[str, Any]) -> dict[str, str]:
-    # Removes what a kill left of a line, and finds damage before the others read a copy of it.
+    # Removes an incomplete line, and detects damage before the other processes read a copy.
     _read_trace(workdir / "trace.jsonl", settings)
     files = [workdir / name for name in ("config.json", "trace.jsonl", "result.json", PLAN)]
     with file_errors(workdir):
