@@ -152,6 +152,7 @@ def test_flags_default_to_the_preset():
 
 def test_a_search_prints_a_line_per_round_and_the_summary(scorer, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(report, "write_plots", WRITE_PLOTS)
+    monkeypatch.setattr("tenas_jax.searching.progress.INTERVAL", 1e6)  # no line on a slow machine
     assert cli.main(["search", "--seed", "4"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
