@@ -558,6 +558,8 @@ def plot_lines(
 ) -> None:
     """A plot of medians with their spread on logarithmic axes; without matplotlib, nothing.
 
+    Beside it is a PDF as wide as a column of a paper, 3.3 inches.
+
     Args:
         path: of the PNG.
         lines: for each name the measurements at each x.
@@ -587,3 +589,7 @@ def plot_lines(
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)
+    from tenas_jax.analysis.columns import fit
+
+    fit(figure, 3.3)
+    figure.savefig(path.with_suffix(".pdf"))

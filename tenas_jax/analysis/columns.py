@@ -36,7 +36,9 @@ def fit(figure: Figure, width: float) -> None:
             _scale(artist, scale)
     for axes in figure.axes:  # for the ticks created when the figure is drawn
         size = max(TICK_LABEL * scale, SMALLEST)
-        axes.tick_params(labelsize=size, length=3.5 * scale, width=0.8 * scale)
+        axes.tick_params(labelsize=size, length=3.5 * scale, width=0.8 * scale, pad=3.5 * scale)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.labelpad *= scale
     figure.set_size_inches(width, figure.get_figheight() * scale)
 
 

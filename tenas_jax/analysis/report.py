@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, Patch, Rectangle
-from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import LogFormatterMathtext, LogLocator, NullLocator, StrMethodFormatter
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -172,8 +172,11 @@ def trajectory(
     axes.set_xlabel(AXIS_LABELS.get(horizontal, horizontal))
     if log:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        decades = math.log10(top / bottom)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 3 else (1,)))
+        axes.yaxis.set_major_formatter(
+            StrMethodFormatter("{x:g}") if top < 1e5 else LogFormatterMathtext(labelOnlyBase=False)
+        )
         axes.yaxis.set_minor_locator(NullLocator())
     if not finite.any():
         axes.set_yticks([])
@@ -368,7 +371,7 @@ def _last_changes(rounds: Rounds, space: SearchSpace) -> dict[tuple[int, int, in
     for entry in rounds:
         for candidate in entry["candidates"]:
             lines[index(space, candidate)] = [
-                f"{SYMBOLS.get(name, name)} {float(difference):+.2f}"
+                f"{SYMBOLS.get(name, name)} {float(difference):+z.2f}"
                 + (f"±{error:.2f}" if math.isfinite(error) else "")
                 for name, difference in candidate["differences"].items()
                 for error in [float(candidate["standard_errors"][name])]
@@ -436,29 +439,38 @@ class CellStyle(NamedTuple):
     """Height of arcs, relative to their span."""
     lowest_label: float
     """Height of the label of a straight arrow above the line of nodes."""
+    caption: float
+    """Distance of captions from the line of nodes."""
     breaks: bool
     """Whether a label has two lines, and captions are short."""
 
 
-WIDE, NARROW = CellStyle(0.2, 0.08, False), CellStyle(0.5, 0.4, True)
+WIDE, NARROW = CellStyle(0.2, 0.08, 0.2, False), CellStyle(0.5, 0.4, 0.28, True)
 
 
 def _cells(space: CellSpace, mask: Mask, figure: NewFigure, style: CellStyle) -> Figure:
     """The cells of an architecture: operators above the line of nodes, concatenation below."""
-    spans = [space.edges[edge][1] - space.edges[edge][0] for _, edge, _ in np.argwhere(mask)]
-    top = (
-        max(_arc_height(max(spans), style.steepness), style.lowest_label) + 0.2 + 0.1 * style.breaks
-    )
+    tops = [_highest(space, kept, style) + 0.2 + 0.1 * style.breaks for kept in mask]
     bottom = _arc_height(len(space.intermediate_nodes)) / 2 if space.concatenate else 0.3
+    bottom = max(bottom, style.caption + 0.1) + 0.05
     right = _output_node(space) + 0.5
-    size = INCHES_PER_NODE * np.array([right + 0.5, (top + bottom + 0.25) * len(mask)])
+    heights = [top + bottom for top in tops]
+    size = INCHES_PER_NODE * np.array([right + 0.5, sum(heights) + 0.2 * len(mask)])
     drawn = figure(figsize=tuple(size), layout="constrained")
-    for cell, axes in enumerate(drawn.subplots(len(mask), 1, squeeze=False)[:, 0]):
-        axes.set(xlim=(-0.5, right), ylim=(-bottom - 0.05, top), aspect="equal")
+    rows = drawn.subplots(len(mask), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for cell, (axes, top) in enumerate(zip(rows, tops, strict=True)):
+        axes.set(xlim=(-0.5, right), ylim=(-bottom, top), aspect="equal")
         axes.set_title(space.cell_types[cell])
         axes.set_axis_off()
         _draw_cell(axes, space, mask[cell], style)
     return drawn
+
+
+def _highest(space: CellSpace, mask: Bool[np.ndarray, "edge op"], style: CellStyle) -> float:
+    """Height of the highest arc of a cell, or of the label of a straight arrow."""
+    edges = [space.edges[edge] for edge in np.flatnonzero(mask.any(1))]
+    spans = [target - source for source, target in edges]
+    return max([style.lowest_label, *(_arc_height(span, style.steepness) for span in spans)])
 
 
 def _output_node(space: CellSpace) -> int:
@@ -478,9 +490,10 @@ def _draw_cell(
     captions[output] = "output (concatenation)" if concatenates else "output"
     for node, circle in enumerate(circles):
         axes.add_patch(circle)
-        _text(axes, float(node), 0.0, str(node) if node < space.num_nodes else "out")
-        side = 1 if node == space.num_nodes else -1  # the side without arrows
-        _text(axes, float(node), side * (NODE_RADIUS + 0.06), captions.get(node, ""))
+        if node < space.num_nodes or not style.breaks:  # where it does not fit the caption says it
+            _text(axes, float(node), 0.0, str(node) if node < space.num_nodes else "out")
+        side = 1 if node == space.num_nodes else -1  # where there are no arrows
+        _text(axes, float(node), side * style.caption, captions.get(node, ""))
     for edge, op in np.argwhere(mask):
         source, target = space.edges[edge]
         height = _arc_height(target - source, style.steepness)

@@ -93,7 +93,8 @@ def _draw(
         label = f"not finite: {len(edge)}"
         along = axes.get_yaxis_transform()
         points = edge, accuracy[~finite]
-        axes.plot(*points, "^", color="C3", alpha=0.6, label=label, transform=along, clip_on=False)
+        marks = {"color": "C3", "alpha": 0.6, "markersize": 1.5 * np.sqrt(size)}
+        axes.plot(*points, "^", label=label, transform=along, clip_on=False, **marks)
     if np.ptp(accuracy) > 0:
         forward, inverse = stretch(accuracy)
         low, high = forward(np.array([accuracy.min(), accuracy.max()]))

@@ -269,7 +269,7 @@ def test_pruning_map_shows_the_round_and_the_last_differences_of_every_operator(
                         candidate[name]["kappa"] for name in ("differences", "standard_errors")
                     )
                     edge = "{1}<-{0}".format(*space.edges[candidate["edge"]])
-                    text = f"{when}\nκ {change:+.2f}±{error:.2f}\nR -0.01"
+                    text = f"{when}\nκ {change:+z.2f}±{error:.2f}\nR -0.01"
                     expected[edge, candidate["op"]] = text
         assert shown == {(*where, text) for where, text in expected.items()}
     assert_readable(figure)
@@ -384,6 +384,31 @@ def test_pictures_for_a_column_are_readable(space: SearchSpace, width: float) ->
         assert_readable(figure)
         sizes = {text.get_fontsize() for text in drawn_texts(figure)}
         assert min(sizes) >= 5 and max(sizes) <= 12 * max(1, width / 5)
+
+
+@pytest.mark.parametrize("kappas", [[2e6, 4e5], [3e8, 2e5, 70.0], [9e4, 1e4, 300.0], [1e20, 3.0]])
+@pytest.mark.parametrize("width", [None, 3.3])
+def test_large_condition_numbers_leave_room_for_their_axis(
+    kappas: list[float | str], width: float | None
+) -> None:
+    figure = trajectory(with_kappa(kappas), width=width)
+    assert_readable(figure)
+    assert len(figure.axes[0].get_yticks()) < 30
+
+
+def test_a_cell_takes_no_more_height_than_its_arcs() -> None:
+    mask = np.zeros(DARTS.shape, bool)
+    for edge in range(14):
+        source, target = DARTS.edges[edge]
+        mask[0, edge, 1] = target - source > 3
+        mask[1, edge, 1] = target - source == 1
+    high, low = draw_architecture(DARTS, mask, width=3.3).axes
+    assert low.get_ylim()[1] < 1 < high.get_ylim()[1]
+    figure = high.figure
+    assert isinstance(figure, Figure)
+    assert_readable(figure)
+    heights = [axes.get_window_extent().height for axes in (high, low)]
+    assert heights[1] < 0.6 * heights[0]
 
 
 def test_a_map_for_a_column_leaves_out_errors_that_do_not_fit() -> None:
