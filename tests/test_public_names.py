@@ -17,19 +17,6 @@ loaded = heavy & {name.partition(".")[0] for name in sys.modules}
 assert not loaded, loaded
 print("done")
 """
-WITHOUT_TENSORFLOW = """
-import sys
-sys.modules |= dict.fromkeys(["tensorflow", "tf2jax", "keras"])  # as if they were not installed
-from tenas_jax import cli
-small = "--images 16 --ntk.batch-size 4 --metrics flops --repeats 1 --compilation-cache none"
-assert cli.main(["search", *small.split(), "--workdir", "run"]) == 0
-assert cli.main(["search", *small.split(), "--data", "tfds:cifar10"]) == 2
-import jax.numpy as jnp
-import tenas_jax
-f, x = lambda params, x: x @ params["kernel"], jnp.array([[1.0, 0.0], [0.0, 2.0]])
-kernel = tenas_jax.empirical_ntk(f, {"kernel": jnp.ones((2, 1))}, x, engine="neural-tangents")
-print(kernel.tolist())
-"""
 NAMES = [
     "CellSpace",
     "ChoiceSpace",
@@ -82,12 +69,3 @@ def test_importing_is_quick_and_loads_nothing_heavy(tmp_path):
         text=True,
     )
     assert process.stdout == "done\n", process.stderr
-
-
-def test_only_tfds_needs_tensorflow(tmp_path):
-    process = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TENSORFLOW], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert process.returncode == 0, process.stderr
-    assert process.stdout.endswith("\n[[1.0, 0.0], [0.0, 4.0]]\n")
-    assert "'tfds:cifar10' needs TensorFlow" in process.stderr
