@@ -36,14 +36,14 @@ def empirical_ntk(
     *,
     implementation: str = "jacobian_contraction",
     trace: bool = False,
+    per_sample: bool = False,
 ) -> Float[Array, "n m"]:
     """Empirical NTK of the summed outputs or its trace over outputs, computed by neural-tangents.
 
     With f_i the sum over classes of the outputs for sample i (TE-NAS, eq. 3, as its code sums
     them): K_ij = <df_i / dparams, df_j / dparams>. The derivatives are those of the whole batch,
-    never of one sample at a time, because train-mode batch normalization couples the samples.
-    The trace is the sum of the kernels of single outputs; neural-tangents' own `trace_axes` would
-    divide it by the number of outputs.
+    because train-mode batch normalization couples the samples, unless `per_sample` says otherwise.
+    The trace is the sum of the kernels of single outputs, where neural-tangents takes their mean.
 
     Args:
         apply_fn: maps `(params, x)` to the outputs `[n, classes]`.
@@ -52,7 +52,9 @@ def empirical_ntk(
         x2: another batch, for the kernel between the two; None: `x` itself.
         implementation: `jacobian_contraction`, or `ntk_vector_products`, which needs forward-mode
             differentiation and so rejects an `apply_fn` containing a `jax.custom_vjp`.
-        trace: whether to sum the kernels of the outputs instead of the outputs.
+        trace: whether to sum the kernels of the outputs instead of the outputs (`trace_axes`).
+        per_sample: whether each sample is differentiated alone (`vmap_axes`), which is wrong where
+            samples interact; nothing is checked here.
 
     Returns:
         The kernel `[n, m]`, `[n, n]` without `x2`, in the data type of the outputs.
@@ -77,19 +79,23 @@ def empirical_ntk(
     def summed_outputs(params: PyTree, x: Num[Array, "n ..."]) -> Float[Array, " n"]:
         return apply_fn(params, x).sum(axis=-1)
 
+    def scaled_outputs(params: PyTree, x: Num[Array, "n ..."]) -> Float[Array, "n classes"]:
+        outputs = apply_fn(params, x)
+        scaled: Array = outputs * outputs.shape[-1] ** 0.5  # their trace is a mean
+        return scaled
+
     neural_tangents = load_neural_tangents()
     ntk_fn = neural_tangents.empirical_ntk_fn(
-        apply_fn if trace else summed_outputs,
-        trace_axes=(),
-        diagonal_axes=(-1,) if trace else (),
-        vmap_axes=None,  # an axis here would differentiate each sample alone
+        scaled_outputs if trace else summed_outputs,
+        trace_axes=(-1,) if trace else (),
+        vmap_axes=0 if per_sample else None,
         implementation=neural_tangents.NtkImplementation[implementation.upper()],
     )
     with warnings.catch_warnings():
         # NTK-vector products take `jnp.size` of a `ShapeDtypeStruct`; deprecated in JAX 0.11.
         warnings.filterwarnings("ignore", "size requires ndarray", DeprecationWarning)
         kernel: Array = ntk_fn(x, x2, params)
-    return kernel.sum(-1) if trace else kernel
+    return kernel
 
 
 def load_neural_tangents() -> ModuleType:

@@ -1,18 +1,24 @@
 """Trainability: the empirical neural tangent kernel at initialization and its condition number."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from tenas_jax.errors import InputError
 from tenas_jax.metrics import neural_tangents
-from tenas_jax.metrics.convolutions import with_fast_convolutions
+from tenas_jax.metrics.compiled import compiled
+from tenas_jax.metrics.interaction import Interaction, interaction
+from tenas_jax.metrics.jacobian import (
+    of_single_samples,
+    products,
+    require_samples_first,
+    within_batch,
+)
 from tenas_jax.metrics.model import (
     ApplyFn,
     Select,
@@ -21,11 +27,10 @@ from tenas_jax.metrics.model import (
     require_logits,
     require_weights,
 )
-from tenas_jax.numerics import PRECISION, highest_precision, require_numbers
+from tenas_jax.numerics import highest_precision, require_numbers
 
 Kernel = Shaped[Array | np.ndarray, "..."]
 """A square matrix of real numbers; anything else is refused in one line."""
-Jacobian = Callable[[Float[Array, "classes"]], Float[Array, "n weights"]]
 ENGINES = ("chunked", "neural-tangents")
 REDUCTIONS = ("sum", "trace")
 
@@ -40,6 +45,9 @@ def empirical_ntk(
     engine: str = "chunked",
     reduction: str = "sum",
     chunk_size: int | None = None,
+    per_sample: bool = False,
+    implementation: str = "jacobian_contraction",
+    max_bytes: int | None = None,
     select: Select = is_weight,
 ) -> Float[Array, "n m"]:
     """Empirical NTK of a model (TE-NAS, equation 3), over pairs of samples.
@@ -49,18 +57,37 @@ def empirical_ntk(
     K_ij = sum_k <J_ik, J_jk>. The samples of a batch may interact, as they do in train-mode batch
     normalization: each gradient is a backward pass of the whole batch.
 
+    Outside of a trace the whole computation runs as one compiled program, which a second call with
+    the same model and shapes finds again, also where `apply_fn` is defined anew. That call still
+    traces the model; many calls are faster under `jax.jit`.
+
     Args:
         apply_fn: maps `(params, x)` to the outputs [n, classes]; differentiable in reverse mode.
         params: parameters, a pytree of arrays, those selected of real floating-point numbers.
         x: the batch, in whatever form `apply_fn` takes.
         x2: another batch, for the kernel between the two; None: `x` itself. Each batch goes through
             a forward pass of its own.
-        engine: `chunked` (vector-Jacobian products over chunks of cotangents) or `neural-tangents`
-            (its JACOBIAN_CONTRACTION: all cotangents at once).
+        engine: `chunked` (vector-Jacobian products over chunks of cotangents) or `neural-tangents`,
+            whose `trace_axes` are those of `reduction` and `vmap_axes` those of `per_sample`. On a
+            CPU `chunked` is the default as it is faster: of ResNet-18, a WideResNet, a ViT and an MLP see `docs/speed.md`. On an H100 both launch about as
+            many kernels; they have not been timed there.
         reduction: over the outputs: `sum`, or `trace`, which takes as many times the backward
             passes as there are classes.
         chunk_size: cotangents per backward pass of the chunked engine. By default 1 on a CPU, where
             more push the activations out of cache, and all elsewhere, which takes the most memory.
+        per_sample: whether each sample passes through the model alone, which takes n times less
+            work. It is valid where samples do not interact (layer and group normalization, batch
+            normalization in eval mode), and refused where they do: gradients of the batch along a
+            random cotangent are compared with those of single samples, up to the square root of
+            their precision. Under `jit` and `vmap`, where nothing can be refused, the kernel is NaN
+            instead. `apply_fn` then takes a batch of one sample too, and the arrays of `x` have the
+            samples along their first axis.
+        implementation: of neural-tangents: `jacobian_contraction`, or `ntk_vector_products`, which
+            needs forward-mode differentiation; the others do not work on current JAX.
+        max_bytes: that the Jacobian [n, weights] of the chunked engine may take; by default a
+            quarter of the memory of the device. A larger one is never stored: blocks of its rows
+            are computed again for their products with the others, b blocks in (b + 1) / 2 times the
+            time. Two rows have to be in memory.
         select: whether the parameter at a path takes part in the kernel; by default all but biases.
 
     Returns:
@@ -69,7 +96,8 @@ def empirical_ntk(
             gradients themselves are rounded, to 8 and 11 bits.
 
     Raises:
-        InputError: the engine or the reduction is unknown, no parameter is selected, `params` or
+        InputError: the engine, the reduction or the implementation is unknown, samples interact
+            under `per_sample`, `max_bytes` is not positive, no parameter is selected, `params` or
             `x` hold anything but numbers, a selected parameter is not of real floating-point
             numbers, `is_weight` cannot tell what a parameter is, or `apply_fn` returns anything but
             one array [n, classes] of such numbers for one sample or more.
@@ -87,68 +115,79 @@ def empirical_ntk(
         raise InputError(f"unknown engine {engine!r}: choose one of {', '.join(ENGINES)}")
     if reduction not in REDUCTIONS:
         raise InputError(f"unknown reduction {reduction!r}: choose one of {', '.join(REDUCTIONS)}")
+    if max_bytes is not None and max_bytes < 1:
+        raise InputError(f"max_bytes {max_bytes}: give a positive number of bytes")
     require_weights(params, select)
     require_numbers(x=x, x2=x2)
-    leaves, structure = jax.tree_util.tree_flatten_with_path(params)
-    selected = [leaf for path, leaf in leaves if select(path)]
+    batches = (x,) if x2 is None else (x, x2)
+    if per_sample:
+        for batch in batches:
+            require_samples_first(batch)
 
-    def outputs(selected: list[Array], x: Any) -> Float[Array, "n classes"]:
-        weights = iter(selected)
-        merged = [next(weights) if select(path) else leaf for path, leaf in leaves]
-        logits = apply_fn(jax.tree.unflatten(structure, merged), x)
-        require_logits(logits)
-        return logits
+    def computed(params: PyTree, *batches: Any) -> tuple[Float[Array, "n m"], list[Interaction]]:
+        """The kernel, and how far samples interact in each batch, where that matters."""
+        leaves, structure = jax.tree_util.tree_flatten_with_path(params)
+        selected = [leaf for path, leaf in leaves if select(path)]
 
-    if engine == "neural-tangents":
-        trace = reduction == "trace"
-        contracted = neural_tangents.empirical_ntk(outputs, selected, x, x2, trace=trace)
-        return contracted.astype(at_least_single(contracted.dtype))
+        def outputs(selected: list[Array], x: Any) -> Float[Array, "n classes"]:
+            weights = iter(selected)
+            merged = [next(weights) if select(path) else leaf for path, leaf in leaves]
+            logits = apply_fn(jax.tree.unflatten(structure, merged), x)
+            require_logits(logits)
+            return logits
 
-    def jacobian(x: Any) -> tuple[Jacobian, Float[Array, "n classes"]]:
-        """The Jacobian of the outputs' product with a direction, and the outputs."""
-        logits, pullback = jax.vjp(lambda weights: outputs(weights, x), selected)
-        n = len(logits)
-        chunk = min(chunk_size or default_chunk_size(n), n)
+        if engine == "chunked":
+            trace = reduction == "trace"
+            kernel = _chunked(outputs, selected, batches, trace, per_sample, chunk_size, max_bytes)
+        else:
+            kernel = neural_tangents.empirical_ntk(
+                outputs,
+                selected,
+                *batches,
+                implementation=implementation,
+                trace=reduction == "trace",
+                per_sample=per_sample,
+            )
+        found = [interaction(outputs, selected, batch) for batch in batches if per_sample]
+        return kernel.astype(at_least_single(kernel.dtype)), found
 
-        def rows(direction: Float[Array, "classes"]) -> Float[Array, "n weights"]:
-            def row(sample: Float[Array, "n"]) -> Float[Array, "weights"]:
-                return ravel_pytree(pullback(sample[:, None] * direction[None]))[0]
+    kernel: Array
+    kernel, found = compiled(computed)(params, *batches)
+    for difference, rounding in found:
+        interact = difference > rounding
+        if isinstance(interact, jax.core.Tracer):
+            kernel = jnp.where(interact, jnp.nan, kernel)
+        elif interact:
+            raise InputError(
+                f"samples interact, by {float(difference):.1e} of their gradients, as in "
+                "train-mode batch normalization: leave out per_sample"
+            )
+    return kernel
 
-            def all_rows(samples: Float[Array, "n n"]) -> Float[Array, "n weights"]:
-                rows: Array = lax.map(row, samples, batch_size=None if chunk == 1 else chunk)
-                return rows
 
-            samples = jnp.eye(n, dtype=logits.dtype)
-            # In a loop XLA's CPU compiler would take its naive path for backward passes.
-            on_cpu = jax.default_backend() == "cpu"
-            jacobian = (with_fast_convolutions(all_rows) if on_cpu else all_rows)(samples)
-            return jacobian.astype(at_least_single(logits.dtype))
-
-        return rows, logits
-
-    left, logits = jacobian(x)
-    right = left if x2 is None else jacobian(x2)[0]
+def _chunked(
+    outputs: ApplyFn,
+    weights: list[Array],
+    batches: Sequence[Any],
+    trace: bool,
+    per_sample: bool,
+    chunk_size: int | None,
+    max_bytes: int | None,
+) -> Float[Array, "n m"]:
+    """The kernel by vector-Jacobian products over chunks of cotangents."""
+    of = of_single_samples if per_sample else within_batch
+    jacobians = [of(outputs, weights, batch, chunk_size) for batch in batches]
+    left, logits = jacobians[0]
 
     def kernel(direction: Float[Array, "classes"]) -> Float[Array, "n m"]:
-        rows = left(direction)
-        columns = rows if right is left else right(direction)
-        return jnp.matmul(rows, columns.T, precision=PRECISION)
+        right = None if len(jacobians) == 1 else jacobians[1][0](direction)
+        return products(left(direction), right, sum(map(jnp.size, weights)), max_bytes)
 
     classes = logits.shape[1]
-    if reduction == "sum":
+    if not trace:
         return kernel(jnp.ones(classes, logits.dtype))
     traced: Array = lax.map(kernel, jnp.eye(classes, dtype=logits.dtype)).sum(0)
     return traced
-
-
-def default_chunk_size(n: int) -> int:
-    """Cotangents per backward pass, of n: on a CPU caches decide, elsewhere kernel launches.
-
-    On one core, 72 images, three dense layers take 0.44 s with 1, 0.51 with 2, 0.52 with 4, three
-    convolutions with batch normalization 15.7, 15.5 and 16.2; on a GPU not measured. Supernets have
-    their own, `tenas_jax.networks.backends.chunk_size`.
-    """
-    return 1 if jax.default_backend() == "cpu" else n
 
 
 def spectrum(ntk: Kernel) -> Float[Array, " n"]:
@@ -218,6 +257,9 @@ def ntk_condition_number(
     engine: str = "chunked",
     reduction: str = "sum",
     chunk_size: int | None = None,
+    per_sample: bool = False,
+    implementation: str = "jacobian_contraction",
+    max_bytes: int | None = None,
     select: Select = is_weight,
 ) -> Float[Array, ""]:
     """Condition number of the empirical NTK of a model; lower is more trainable.
@@ -229,6 +271,9 @@ def ntk_condition_number(
         engine: how the kernel is computed.
         reduction: over the outputs.
         chunk_size: cotangents per backward pass.
+        per_sample: whether samples pass through the model one by one.
+        implementation: of neural-tangents.
+        max_bytes: that the Jacobian may take.
         select: which parameters take part.
 
     Returns:
@@ -250,6 +295,9 @@ def ntk_condition_number(
         engine=engine,
         reduction=reduction,
         chunk_size=chunk_size,
+        per_sample=per_sample,
+        implementation=implementation,
+        max_bytes=max_bytes,
         select=select,
     )
     return condition_number(kernel)
@@ -263,6 +311,9 @@ def ntk_spectrum(
     engine: str = "chunked",
     reduction: str = "sum",
     chunk_size: int | None = None,
+    per_sample: bool = False,
+    implementation: str = "jacobian_contraction",
+    max_bytes: int | None = None,
     select: Select = is_weight,
 ) -> Float[Array, " n"]:
     """Eigenvalues of the empirical NTK of a model; their largest quotient is kappa.
@@ -274,6 +325,9 @@ def ntk_spectrum(
         engine: how the kernel is computed.
         reduction: over the outputs.
         chunk_size: cotangents per backward pass.
+        per_sample: whether samples pass through the model one by one.
+        implementation: of neural-tangents.
+        max_bytes: that the Jacobian may take.
         select: which parameters take part.
 
     Returns:
@@ -296,6 +350,9 @@ def ntk_spectrum(
             engine=engine,
             reduction=reduction,
             chunk_size=chunk_size,
+            per_sample=per_sample,
+            implementation=implementation,
+            max_bytes=max_bytes,
             select=select,
         )
     )
