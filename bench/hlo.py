@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
+
 LAUNCH_SECONDS = 2.5e-6
 FORMULA = "each kernel takes the larger of 2.5 us and its bytes over the memory's bandwidth"
 
@@ -223,6 +225,8 @@ class Program:
         here = self._computations[computation]
         shapes = [_shape(here[name].type) for name in instruction.operands if name in here]
         result = _shape(instruction.type)
+        if instruction.operation == "convolution":
+            return total + _convolution_flops(instruction, *shapes, result)
         contracted = re.search(r'lhs_contracting_dim\w*"?[=:][{\[]([\d,"]*)', instruction.rest)
         labels = re.search(r"dim_labels=\w+_(\w+)->(\w+)", instruction.rest)
         if contracted and len(shapes) > 1:
@@ -235,11 +239,35 @@ class Program:
             elif "convBackwardInput" in instruction.rest:
                 images = shapes[0]
             outputs = kernel[labels[1].index("o")]
-            # Of a dilated input most is zero, as in TPUs' form of a product of many matrices.
-            dilated = re.search(r"lhs_dilate=([\dx]+)", instruction.rest)
-            zeros = math.prod(map(int, dilated[1].split("x"))) if dilated else 1
-            total += 2 * math.prod(images) * math.prod(kernel) // max(outputs * zeros, 1)
+            total += 2 * math.prod(images) * math.prod(kernel) // max(outputs, 1)
         return total
+
+
+def _convolution_flops(
+    instruction: Instruction, x: tuple[int, ...], kernel: tuple[int, ...], result: tuple[int, ...]
+) -> int:
+    """Without products with zeros around or between the pixels.
+
+    The compiler for TPUs makes convolutions of products of many matrices, in which most are.
+    """
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.rest)
+    window = re.search(r"window=\{([^}]*)\}", instruction.rest)
+    assert labels is not None
+    fields = dict(each.split("=") for each in window[1].split()) if window else {}
+    total = 2 * result[labels[3].index("b")] * result[labels[3].index("f")]
+    total *= kernel[labels[2].index("i")]
+    for axis in range(len(x) - 2):
+        numbers = {name: value.split("x")[axis] for name, value in fields.items()}
+        stride, dilation, between = (
+            int(numbers.get(name, 1)) for name in ("stride", "rhs_dilate", "lhs_dilate")
+        )
+        size = kernel[labels[2].index(str(axis))]
+        low = int(numbers.get("pad", "0").partition("_")[0])
+        first = np.arange(result[labels[3].index(str(axis))]) * stride - low
+        read = first[:, None] + np.arange(size) * dilation
+        last = (x[labels[1].index(str(axis))] - 1) * between
+        total *= int(((read >= 0) & (read <= last) & (read % between == 0)).sum())
+    return total
 
 
 def _shape(type_: str) -> tuple[int, ...]:
