@@ -20,7 +20,7 @@ from tenas_jax.architectures.space import Masks, SearchSpace
 from tenas_jax.configs import CUSTOM, PRESETS
 from tenas_jax.data.images import ImageSet, image_set, load_images
 from tenas_jax.errors import InputError
-from tenas_jax.host.devices import start_jax
+from tenas_jax.host.devices import start_jax, traced_for
 from tenas_jax.host.files import require_local
 from tenas_jax.host.locks import locked
 from tenas_jax.host.processes import is_main
@@ -130,22 +130,23 @@ def search_problem(
     Raises:
         InputError: the work directory cannot be used, or something cannot be measured.
     """
-    # A user's strategy may also measure supernets.
-    whole = problem.config.strategy in STRATEGIES.keys() - {"prune"}
-    rows = scorer.make_scorer(problem, images, devices, single_path=whole)
-    settings = search_settings(problem, preset, images.fingerprint)
-    with shared_workdir(workdir, settings, resume=resume) as shared:
-        content = loop.run_search(
-            problem,
-            rows,
-            shared,
-            preset=preset,
-            data_fingerprint=images.fingerprint,
-            device=describe_devices(devices),
-            # A copy of process 0's files always holds this search.
-            resume=resume if is_main() else True,
-            progress=progress,
-        )
+    with traced_for(devices):
+        # A user's strategy may also measure supernets.
+        whole = problem.config.strategy in STRATEGIES.keys() - {"prune"}
+        rows = scorer.make_scorer(problem, images, devices, single_path=whole)
+        settings = search_settings(problem, preset, images.fingerprint)
+        with shared_workdir(workdir, settings, resume=resume) as shared:
+            content = loop.run_search(
+                problem,
+                rows,
+                shared,
+                preset=preset,
+                data_fingerprint=images.fingerprint,
+                device=describe_devices(devices),
+                # A copy of process 0's files always holds this search.
+                resume=resume if is_main() else True,
+                progress=progress,
+            )
     return SearchResult(content, problem.space, problem.config.num_classes)
 
 
@@ -242,18 +243,19 @@ def score_problem(
     Raises:
         InputError: the work directory cannot be used, or something cannot be measured.
     """
-    rows = scorer.make_scorer(problem, images, devices, single_path=True)
-    settings = search_settings(problem, f"{preset} scores", images.fingerprint)
-    with shared_workdir(workdir, settings, resume=resume) as shared:
-        values = loop.run_scores(
-            problem,
-            masks,
-            rows.parts(),
-            shared,
-            settings=settings,
-            resume=resume if is_main() else True,
-            progress=progress,
-        )
+    with traced_for(devices):
+        rows = scorer.make_scorer(problem, images, devices, single_path=True)
+        settings = search_settings(problem, f"{preset} scores", images.fingerprint)
+        with shared_workdir(workdir, settings, resume=resume) as shared:
+            values = loop.run_scores(
+                problem,
+                masks,
+                rows.parts(),
+                shared,
+                settings=settings,
+                resume=resume if is_main() else True,
+                progress=progress,
+            )
     return ScoreTable(tuple(map(problem.space.to_string, masks)), problem.metrics, values)
 
 

@@ -18,6 +18,23 @@ MAX_SEED = 2**32 - 1
 PRNG = "threefry2x32"  # fixed, because JAX's default may change
 
 
+def backend() -> str:
+    """The backend that programs are traced for: `cpu`, `gpu` or `tpu`.
+
+    Returns:
+        That of `jax.default_device`, else that of JAX's default backend.
+
+    Example:
+        >>> with jax.default_device(jax.devices("cpu")[0]):
+        ...     backend()
+        'cpu'
+    """
+    device = jax.config.values["jax_default_device"]
+    if device is None:
+        return jax.default_backend()
+    return device if isinstance(device, str) else str(device.platform)
+
+
 @contextmanager
 def highest_precision() -> Iterator[None]:
     """Trace all products at `PRECISION`, those of a user's own layers, too; also a decorator.
@@ -32,7 +49,7 @@ def highest_precision() -> Iterator[None]:
         'bfloat16'
     """
     own = jax.config.values["jax_default_matmul_precision"]
-    unchanged = own is not None or jax.default_backend() == "cpu"
+    unchanged = own is not None or backend() == "cpu"
     with nullcontext() if unchanged else jax.default_matmul_precision("highest"):
         yield
 

@@ -14,6 +14,9 @@ from fake_scorer import HashScorer, InterruptedByTest
 
 import tenas_jax
 from tenas_jax import InputError, Metric
+from tenas_jax.host.files import read_json
+from tenas_jax.networks.backends import network_layout
+from tenas_jax.networks.batch_minor import BATCH_MINOR
 from tenas_jax.searching import scorer
 from tenas_jax.spaces import NAS_BENCH_201
 
@@ -64,6 +67,24 @@ def test_a_search_of_a_space_at_hand(quick, tmp_path):
     other = {**quick, "repeats": 2}
     with pytest.raises(InputError, match="holds a search that differs in repeats"):
         tenas_jax.search(my_nas.SPACE, **other, workdir=tmp_path / "run")
+
+
+def test_a_search_is_made_for_the_devices_that_are_given(quick, tmp_path, monkeypatch):
+    """Such as the CPU of a machine that has a GPU."""
+    make_scorer, seen = scorer.make_scorer, []
+
+    def recording(*arguments, **options):
+        seen.append(network_layout())
+        return make_scorer(*arguments, **options)
+
+    monkeypatch.setattr(scorer, "make_scorer", recording)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    cpus = {"devices": jax.devices("cpu")[:1]}
+    tenas_jax.search(my_nas.SPACE, **quick, **cpus, workdir=tmp_path)
+    tenas_jax.score(my_nas.SPACE, 2, **quick, **cpus)
+    assert seen == [BATCH_MINOR] * 2
+    environment = read_json(tmp_path / "config.json", remedy="")["environment"]
+    assert environment["platform"] == "cpu"
 
 
 def test_a_result_can_be_looked_at(quick, tmp_path):

@@ -4,7 +4,8 @@ import functools
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tenas_jax.errors import InputError, first_line
 from tenas_jax.host.cache import keep_programs
 from tenas_jax.host.files import require_local
 from tenas_jax.host.processes import join
+from tenas_jax.numerics import backend
 
 NO_CACHE = "none"
 MOST_PER_CORE, MOST_DEVICES = 4, 64  # per process; each device has its own threads and memory
@@ -146,6 +148,23 @@ def start_jax() -> list[jax.Device]:
             f"JAX cannot start on JAX_PLATFORMS={platforms}{reason}: set it to what "
             "is there, such as cpu, or install the package for it"
         ) from error
+
+
+@contextmanager
+def traced_for(devices: Sequence[jax.Device]) -> Iterator[None]:
+    """Trace programs for the backend of some devices, such as the CPU of a machine with a GPU.
+
+    Args:
+        devices: of one backend; those of other processes may be among them.
+
+    Example:
+        >>> with traced_for(jax.devices("cpu")):
+        ...     backend()
+        'cpu'
+    """
+    [own, *_] = (each for each in devices if each.process_index == jax.process_index())
+    with nullcontext() if own.platform == backend() else jax.default_device(own):
+        yield
 
 
 # One thread per device, because every core is a device. The older kernel generator compiles the

@@ -16,6 +16,7 @@ from jax import export
 
 import tenas_jax
 from tenas_jax.host.cache import ProgramCache
+from tenas_jax.numerics import backend
 
 PACKAGES = ("jax", "jaxlib", "flax", "neural-tangents", "numpy", "optax")
 
@@ -40,19 +41,20 @@ def traced(function: jax.stages.Wrapped, identity: str | None, *arguments: Any) 
         >>> program.call(jnp.arange(3.0)).tolist()
         [0.0, 1.0, 4.0]
     """
+    platforms = None if backend() == jax.default_backend() else [backend()]
     folder = jax.config.values["jax_compilation_cache_dir"]
     if folder is None or identity is None:
-        return export.export(function)(*arguments)
+        return export.export(function, platforms=platforms)(*arguments)
     cache = ProgramCache(folder, max_size=jax.config.values["jax_compilation_cache_max_size"])
     shapes = [(x.shape, x.dtype, getattr(x, "sharding", None)) for x in jax.tree.leaves(arguments)]
     settings = sorted(item for item in jax.config.values.items() if "cache" not in item[0])
     made_by = settings, os.environ.get("XLA_FLAGS"), versions(), _source()
-    parts = (identity, shapes, jax.devices(), made_by)
+    parts = (identity, shapes, jax.devices(), platforms, made_by)
     key = f"traced-{hashlib.sha256(repr(parts).encode()).hexdigest()}"
     kept = cache.get(key)
     if kept is not None:
         return export.deserialize(bytearray(kept))
-    program = export.export(function)(*arguments)
+    program = export.export(function, platforms=platforms)(*arguments)
     cache.put(key, bytes(program.serialize()))
     return program
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from tenas_jax.host.programs import versions
-from tenas_jax.numerics import PRNG
+from tenas_jax.numerics import PRNG, backend
 
 # Settings that change numbers but have no context manager, or that the user may choose.
 RECORDED = (
@@ -62,7 +62,7 @@ def environment() -> dict[str, Any]:
     del packages["python"]
     flags = os.environ.get("XLA_FLAGS", "").split()
     return {
-        "platform": jax.default_backend(),
+        "platform": backend(),
         **packages,
         # Some versions of JAX lack some of them.
         "settings": {name: str(jax.config.values.get(name)) for name in RECORDED},

@@ -15,7 +15,7 @@ from tenas_jax.host.memory import memory
 from tenas_jax.metrics.convolutions import with_fast_convolutions
 from tenas_jax.metrics.interaction import one_sample
 from tenas_jax.metrics.model import ApplyFn, at_least_single
-from tenas_jax.numerics import PRECISION
+from tenas_jax.numerics import PRECISION, backend
 
 Direction = Float[Array, "classes"]
 STEP = 8  # rows of a block that stays for each that is computed again beside it
@@ -43,7 +43,7 @@ class Rows(NamedTuple):
             return rows
 
         # In a loop XLA's CPU compiler would take its naive path for backward passes.
-        on_cpu = jax.default_backend() == "cpu"
+        on_cpu = backend() == "cpu"
         jacobian: Array = (with_fast_convolutions(rows) if on_cpu else rows)(samples)
         return jacobian.astype(at_least_single(self.dtype))
 
@@ -153,7 +153,7 @@ def default_chunk_size(n: int) -> int:
     convolutions with batch normalization 15.7, 15.5 and 16.2; on a GPU not measured. Supernets have
     their own, `tenas_jax.networks.backends.chunk_size`.
     """
-    return 1 if jax.default_backend() == "cpu" else n
+    return 1 if backend() == "cpu" else n
 
 
 def default_max_bytes() -> int:

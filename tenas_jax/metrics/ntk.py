@@ -69,8 +69,9 @@ def empirical_ntk(
             a forward pass of its own.
         engine: `chunked` (vector-Jacobian products over chunks of cotangents) or `neural-tangents`,
             whose `trace_axes` are those of `reduction` and `vmap_axes` those of `per_sample`. On a
-            CPU `chunked` is the default as it is faster: of ResNet-18, a WideResNet, a ViT and an MLP see `docs/speed.md`. On an H100 both launch about as
-            many kernels; they have not been timed there.
+            CPU `chunked`, the default, is the faster one (ResNet-18, a WideResNet, a ViT and an MLP:
+            see `docs/speed.md`). On an H100 both launch about as many kernels; they have not been
+            timed there.
         reduction: over the outputs: `sum`, or `trace`, which takes as many times the backward
             passes as there are classes.
         chunk_size: cotangents per backward pass of the chunked engine. By default 1 on a CPU, where

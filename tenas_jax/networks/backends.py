@@ -10,16 +10,15 @@
 - A TPU takes what a CPU does, with all cotangents at once: XLA's estimates for a convolution of few
   channels are in favor of it.
 
-The measurements are in `docs/accelerators.md`.
+The backend is that of `tenas_jax.numerics.backend`. The measurements are in `docs/accelerators.md`.
 """
 
 import math
 import sys
 
-import jax
-
 from tenas_jax.networks.batch_minor import BATCH_MINOR, BatchMinor
 from tenas_jax.networks.layouts import ChannelsLast, Layout
+from tenas_jax.numerics import backend
 
 # Depthwise and pointwise convolution as one is the smaller work where kernels are dense anyway.
 NHWC_ON_GPU = ChannelsLast(few_channels=sys.maxsize, loops=False, dense=True)
@@ -30,7 +29,7 @@ IMAGES_AT_ONCE = 2**14
 
 
 def network_layout() -> Layout:
-    """The layout of proxy networks on JAX's default backend.
+    """The layout of proxy networks on this backend.
 
     Returns:
         On a GPU, of whatever vendor, NHWC; elsewhere the batch-minor layout.
@@ -40,7 +39,7 @@ def network_layout() -> Layout:
         True
     """
     special: dict[str, Layout] = {"gpu": NHWC_ON_GPU, "tpu": BATCH_MINOR_ON_TPU}
-    return special.get(jax.default_backend(), BATCH_MINOR)
+    return special.get(backend(), BATCH_MINOR)
 
 
 def skips_pruned() -> bool:
@@ -55,7 +54,7 @@ def skips_pruned() -> bool:
         >>> skips_pruned()  # on a CPU
         True
     """
-    return jax.default_backend() != "gpu"
+    return backend() != "gpu"
 
 
 def cuts_by_products() -> bool:
@@ -69,7 +68,7 @@ def cuts_by_products() -> bool:
         >>> cuts_by_products()  # on a CPU
         False
     """
-    return jax.default_backend() == "tpu"
+    return backend() == "tpu"
 
 
 def chunk_size(n: int, *, single_path: bool = False, rolled: bool = False) -> int:
@@ -95,7 +94,7 @@ def chunk_size(n: int, *, single_path: bool = False, rolled: bool = False) -> in
         >>> 72 % chunk_size(72)
         0
     """
-    if jax.default_backend() != "cpu":
+    if backend() != "cpu":
         passes = math.ceil(n * n / IMAGES_AT_ONCE)
         return math.ceil(n / passes)
     if rolled:
@@ -116,6 +115,6 @@ def rows_per_call(*, single_path: bool) -> int:
         >>> rows_per_call(single_path=False), rows_per_call(single_path=True)  # on a CPU
         (1, 8)
     """
-    if jax.default_backend() == "cpu":
+    if backend() == "cpu":
         return 8 if single_path else 1
     return 16

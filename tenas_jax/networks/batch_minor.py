@@ -47,7 +47,7 @@ from tenas_jax.networks.stencils import (
     put_row,
     take_rows,
 )
-from tenas_jax.numerics import PRECISION
+from tenas_jax.numerics import PRECISION, backend
 
 Cotangents = Float[Array, "_ _ _ _"]  # [r, h, c, w * n], of r backward passes
 
@@ -412,7 +412,7 @@ def _of_one(backward: Callable[[Window, PyTree, Array], PyTree]) -> Callable[...
         def all_at_once(
             _: int, batched: list[PyTree], residuals: PyTree, cotangents: Array
         ) -> tuple[PyTree, PyTree]:
-            if jax.default_backend() != "cpu" or any(jax.tree.leaves(batched[0])):
+            if backend() != "cpu" or any(jax.tree.leaves(batched[0])):
                 axes = jax.tree.map(lambda axis: 0 if axis else None, batched)
                 gradients = jax.vmap(one, in_axes=axes)(residuals, cotangents)
             else:

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from tenas_jax.host.devices import traced_for
 from tenas_jax.host.programs import traced
 
 
@@ -97,3 +98,12 @@ def test_a_cache_that_cannot_be_written_is_no_error(cache, count):
     for _ in range(2):
         traced(twice(count), "twice", X)
     assert len(count) == 2
+
+
+def test_a_program_is_for_the_devices_at_hand(count, monkeypatch):
+    """As for the CPU of a machine that has a GPU."""
+    monkeypatch.setattr("jax._src.xla_bridge.default_backend", lambda: "cuda")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert traced(twice(count), None, X).platforms == ("cuda",)
+    with traced_for(jax.devices("cpu")):
+        assert traced(twice(count), None, X).platforms == ("cpu",)

@@ -3,6 +3,7 @@
 import jax
 import pytest
 
+from tenas_jax.host.devices import traced_for
 from tenas_jax.networks.backends import (
     BATCH_MINOR_ON_TPU,
     NHWC_ON_GPU,
@@ -23,6 +24,15 @@ def test_the_layout_is_that_of_the_backend(backend, layout, monkeypatch):
     assert network_layout() == layout
     assert rows_per_call(single_path=False) == (1 if backend == "cpu" else 16)
     assert cuts_by_products() == (backend == "tpu")
+
+
+def test_the_backend_is_that_of_the_devices_at_hand(monkeypatch):
+    """As for the CPU of a machine that has a GPU."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with traced_for(jax.devices("cpu")):
+        assert network_layout() is BATCH_MINOR
+        assert (chunk_size(72), rows_per_call(single_path=True)) == (2, 8)
+    assert network_layout() is NHWC_ON_GPU
 
 
 @pytest.mark.parametrize(
