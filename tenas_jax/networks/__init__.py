@@ -1,4 +1,4 @@
-"""Layers, operators and cells, on memory layouts."""
+"""Layers, operators and cells, for any memory layout."""
 
 import lazy_loader
 

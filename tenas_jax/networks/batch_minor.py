@@ -1,28 +1,28 @@
 """The layout for supernets of one to a few dozen channels on a CPU: batch-minor, [h, c, w, n].
 
-A kernel of n images takes n backward passes through the supernet, so the backward pass is all that
-counts. XLA's own convolution runs at 1 GFLOP/s on a CPU when there are 3 channels; these forms
-reach 40 to 100 on one core (AMD EPYC 9005, batch 72, 3 channels at 32 x 32 to 12 at 8 x 8):
+A kernel of n images takes n backward passes through the supernet, so only the backward pass
+matters. With 3 channels, XLA's own convolution runs at 1 GFLOP/s on a CPU; these forms reach 40 to
+100 on one core (AMD EPYC 9005, batch 72, 3 channels at 32 x 32 to 12 at 8 x 8):
 
-- The batch is the last axis, so that vector units run over images, and the axes w and n are merged:
-  a shift by a pixel is an offset of n. A row of the image with all its channels is contiguous, so
-  the k rows that a kernel sees are one matrix [k * c, w * n] without a copy.
-- A convolution is one matrix product for each row: 3 x 3 at 3 / 6 / 12 channels with the 3 edges of
-  a node side by side 42 / 75 / 96 GFLOP/s, against 26 / 21 / 2 for sums of shifted and scaled
-  images. Its patches are made while a row is in cache: saving k or k * k times the images instead
-  takes 4 or 20 % more time, as all cotangents read them anew.
+- The batch is the last axis, so vector units run over images. The axes w and n are merged, so a
+  shift by a pixel is an offset of n. An image row with all its channels is contiguous, so the k
+  rows that a kernel reads are one matrix [k * c, w * n] without a copy.
+- A convolution is one matrix product per row. With the 3 edges of a node side by side, 3 x 3 at
+  3 / 6 / 12 channels reaches 42 / 75 / 96 GFLOP/s, against 26 / 21 / 2 for sums of shifted and
+  scaled images. Patches are made while a row is in cache; storing k or k * k times the images
+  instead takes 4 or 20 % more time, because every cotangent reads them again.
 - Its input gradient is the same product with the flipped kernel; each row is folded while it is in
-  cache. The rows that the kernel sees are kept in a ring, and the kernel is turned instead: a step
-  of the loop writes one row, where XLA would copy k of them for the product. A 1 x 1 kernel sees
-  one row: all its products are one call.
+  cache. The rows that the kernel reads are in a ring buffer, and the kernel is rotated instead: a
+  step of the loop writes one row, where XLA would copy k of them for the product. A 1 x 1 kernel
+  reads one row, so all its products are one call.
 - Convolution and batch normalization are one function. With G = <cotangent, patches>, which the
-  kernel's gradient needs anyway, the sums over the batch in the gradient of batch normalization are
-  products of small matrices, and no pass over the images is spent on them.
-- Several backward passes at once share the patches, and a longer product is a faster one: the
-  kernel's gradient takes 183 instead of 246 us for each of 4, 3 channels at 32 x 32, and 113
-  instead of 191 at 6 channels. Input gradients share nothing and are computed one after the other.
-- A kernel that moves by two pixels sees every second column: rows hold the even columns, then the
-  odd ones, and their gradients are put together last.
+  kernel's gradient needs anyway, the batch sums in the gradient of batch normalization are products
+  of small matrices and need no pass over the images.
+- Several backward passes at once share the patches, and longer products are faster: the kernel's
+  gradient takes 183 instead of 246 us for each of 4, 3 channels at 32 x 32, and 113 instead of 191
+  at 6 channels. Input gradients share nothing and are computed sequentially.
+- A kernel with stride two reads every second column: rows hold the even columns, then the odd ones,
+  and their gradients are interleaved at the end.
 - A convolution whose edges are all pruned is skipped at run time (`lax.cond`).
 """
 
@@ -53,24 +53,24 @@ Cotangents = Float[Array, "_ _ _ _"]  # [r, h, c, w * n], of r backward passes
 
 
 class Window(NamedTuple):
-    """Geometry of a convolution: side of the kernel, step, zero pixels around the images."""
+    """Geometry of a convolution: kernel side, stride, zero padding."""
 
     size: int
     stride: int
     padding: int
 
     def outputs(self, pixels: int) -> int:
-        """Output pixels along an axis of that many input pixels."""
+        """Number of output pixels along an axis with `pixels` input pixels."""
         return (pixels + 2 * self.padding - self.size) // self.stride + 1
 
     @property
     def before(self) -> int:
-        """How many output pixels before pixel 0 read one of the input pixels 0 to `stride` - 1."""
+        """Number of output pixels before pixel 0 that read an input pixel of 0 to `stride` - 1."""
         return (self.size - 1 - self.padding) // self.stride
 
     @property
     def after(self) -> int:
-        """How many output pixels after pixel 0 read one of them."""
+        """Number of output pixels after pixel 0 that read one of them."""
         return (self.stride - 1 + self.padding) // self.stride
 
 
@@ -130,7 +130,7 @@ class BatchMinor:
         if dilation > 1:
             height, width = x.shape[::2]
             if stride == dilation and padding % dilation == 0:
-                # It reads none of the pixels between.
+                # It does not read the pixels in between.
                 x, stride, padding = x[::stride, :, ::stride], 1, padding // dilation
             elif stride == 1 and padding % dilation == height % dilation == width % dilation == 0:
                 phases, padding = dilation, padding // dilation
@@ -161,9 +161,9 @@ BATCH_MINOR = BatchMinor()
 
 
 def _to_phases(x: Float[Array, "h c w n"], phases: int) -> Float[Array, "h2 c w2 m"]:
-    """Every `phases`-th pixel of every `phases`-th row as an image of its own.
+    """Split images into their phases: every `phases`-th pixel of every `phases`-th row.
 
-    A kernel dilated by that many pixels reads one of them only.
+    A kernel with dilation `phases` reads only one of them.
     """
     if phases == 1:
         return x
@@ -191,7 +191,7 @@ def _dilate(kernel: Float[Array, "k k i o"], dilation: int) -> Float[Array, "d d
 
 
 def _with_window(x: Array, kernel: Array, stride: int, padding: int) -> tuple[Array, Array, Window]:
-    """Images, kernel and window; of images that a 1 x 1 kernel reads in steps, what it reads."""
+    """Images, kernel and window; for a strided 1 x 1 kernel, only the pixels that it reads."""
     if len(kernel) == 1:
         return x[::stride, :, ::stride], kernel, Window(1, 1, padding)
     if stride == 1 and max(x.shape[::2]) <= padding:
@@ -202,10 +202,10 @@ def _with_window(x: Array, kernel: Array, stride: int, padding: int) -> tuple[Ar
 
 
 def _pad(x: Float[Array, "h c w n"], window: Window) -> Float[Array, "h2 sc w2n"]:
-    """Rows between borders of zero pixels; every `stride`-th column, then the columns after them.
+    """Zero-padded rows: every `stride`-th column, then the columns after them.
 
-    A kernel that moves by two pixels sees neighbors in the even columns, and in the odd ones. For a
-    1 x 1 kernel the rows are patches.
+    A kernel with stride two then finds neighbors among the even columns and among the odd ones. For
+    a 1 x 1 kernel the rows are the patches.
     """
     stride, low = window.stride, window.padding
     high = low + -(x.shape[2] + 2 * low) % stride
@@ -221,7 +221,7 @@ def _pad(x: Float[Array, "h c w n"], window: Window) -> Float[Array, "h2 sc w2n"
 def _columns(
     row: Float[Array, "sc w2n"], window: Window, n: int, length: int
 ) -> Float[Array, "kc wn"]:
-    """What the columns of a kernel see of a padded row."""
+    """The parts of a padded row that the columns of a kernel read."""
     channels = len(row) // window.stride
     seen = []
     for column in range(window.size):
@@ -234,7 +234,7 @@ def _columns(
 def _patches(
     rows: Rows, h: Array | int, window: Window, n: int, length: int
 ) -> Float[Array, "kki1 wn"]:
-    """What a kernel sees of padded rows for row `h` of the output, and ones."""
+    """The patches of padded rows for row `h` of the output, and a row of ones."""
     seen = take_rows(rows, h * window.stride, window.size)
     if window.size == 1:
         return seen[0]
@@ -259,18 +259,18 @@ def _convolve(rows: Rows, kernel: Array, window: Window, shape: tuple[int, ...])
 def _place(
     ring: Float[Array, "kc l"], row: Float[Array, "c l2"], place: Array | int, left: int = 0
 ) -> Float[Array, "kc l"]:
-    """The ring of k rows with another one, from `left` on, in a place."""
+    """Replace a place of the ring of k rows, from column `left` on."""
     start = (place * len(row), left)
     return lax.dynamic_update_slice(ring, row, start, allow_negative_indices=False)
 
 
 def _turn(row: Array, size: int) -> Array:
-    """The place of a row in a ring of that size."""
+    """The place of a row in a ring of a given size."""
     return lax.rem(row, jnp.asarray(size, row.dtype))
 
 
 def _spread(x: Float[Array, "r h c w n"], stride: int, first: int, width: int) -> Array:
-    """The columns `first`, `first + stride`, ... of images whose other columns are zeros."""
+    """Put images into columns `first`, `first + stride`, ...; the other columns are zeros."""
     high = width - first - (x.shape[3] - 1) * stride - 1
     none = (0, 0, 0)
     return lax.pad(x, jnp.zeros((), x.dtype), (none, none, none, (first, high, stride - 1), none))
@@ -279,7 +279,7 @@ def _spread(x: Float[Array, "r h c w n"], stride: int, first: int, width: int) -
 def _take(
     cotangents: Cotangents, i: Array | int, several: int, h: Array | int, count: int
 ) -> Cotangents:
-    """`count` rows from `h` on of `several` cotangents from `i` on, which are within bounds."""
+    """`count` rows from `h` on, of `several` cotangents from `i` on; all within bounds."""
     sizes = (several, count, *cotangents.shape[2:])
     return lax.dynamic_slice(cotangents, (i, h, 0, 0), sizes, allow_negative_indices=False)
 
@@ -317,11 +317,11 @@ def _correlate(
         for row in range(kept, size - 1):
             ring = push(ring, first + row, _turn(first + row + 1, size))
         ring = push(ring, first + size - 1, turn)
-        # The long factor first: 23 against 18 GFLOP/s for a cotangent of 3 channels.
+        # The long factor comes first: 23 against 18 GFLOP/s for a cotangent of 3 channels.
         product = _inner(ring, _take(cotangents, 0, several, h, 1).reshape(-1, length))
         return ring, put_row(totals, take_rows(totals, turn, 1)[0] + product, turn)
 
-    # One sum for each turn of the ring, and only these are turned back.
+    # One sum per rotation of the ring; only the sums are rotated back.
     totals = jnp.zeros((size, len(ring), several * outputs), rows.dtype)
     _, totals = lax.fori_loop(0, height, add_row, (ring, totals))
     turned = [jnp.roll(t[:-1], -(i + 1) * size * channels, 0) for i, t in enumerate(totals)]
@@ -335,7 +335,7 @@ def _input_gradient(
     window: Window,
     input_shape: tuple[int, ...],
 ) -> Float[Array, "r h c w n"]:
-    """Gradients of a convolution's input; `gradient` gives rows of those of its output, as `_take`.
+    """Gradients of a convolution's input; `gradient` returns rows of its output's, like `_take`.
 
     `stride` rows and columns of the input are computed at once, from `reach` of the output.
     """
@@ -395,10 +395,10 @@ def _input_gradient(
 
 
 def _of_one(backward: Callable[[Window, PyTree, Array], PyTree]) -> Callable[..., PyTree]:
-    """The backward pass of one cotangent by that of several, [r, ...], to which `vmap` gives all.
+    """The backward pass of one cotangent from that of several, [r, ...], which `vmap` calls once.
 
-    It does so on a CPU; accelerators, which would wait for one cotangent after the other, and
-    several networks at once have the backward pass batched as any other.
+    This is for CPUs. On accelerators, which would process cotangents sequentially, and for several
+    networks at once, the backward pass is batched as usual.
     """
 
     def of_one(window: Window, residuals: PyTree, cotangent: Array) -> PyTree:
@@ -435,7 +435,7 @@ def _conv_forward(
     padded, (height, _, width, n) = _pad(x, window), x.shape
     shape = (window.outputs(height), kernel.shape[-1], window.outputs(width), n)
     y = _convolve(padded, kernel, window, shape)
-    # Only the shape of x is needed again; an array without elements carries it as a residual.
+    # Only the shape of x is needed later; an empty array carries it as a residual.
     return y.reshape(shape), (padded, kernel, jnp.zeros((0, *x.shape), x.dtype))
 
 
@@ -454,7 +454,7 @@ _conv.defvjp(_conv_forward, _conv_backward)
 
 
 class _Normalized(NamedTuple):
-    """What the backward pass of convolution and batch normalization needs."""
+    """The residuals of convolution and batch normalization."""
 
     padded: Rows  # its input
     y: Rows  # the convolution's output

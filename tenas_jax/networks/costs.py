@@ -1,9 +1,9 @@
-"""What a network costs: parameters, and multiply-adds for an image, both counted exactly.
+"""The costs of a network: exact numbers of parameters and of multiply-adds per image.
 
-Multiply-adds are read from the program that JAX traces, not from formulas for each layer. Following
-the tables of NAS-Bench-201 and the papers on the DARTS space, those of convolutions and matrix
-products count, and the additions of the classifier's bias; batch normalization, activations and
-pooling do not. Networks are counted as they are used, without an auxiliary head.
+Multiply-adds are read from the program that JAX traces, not from formulas per layer. As in the
+tables of NAS-Bench-201 and the papers on the DARTS space, convolutions, matrix products and the
+additions of the classifier's bias count; batch normalization, activations and pooling do not.
+Networks are counted as used for inference, without an auxiliary head.
 """
 
 import math
@@ -25,13 +25,13 @@ from tenas_jax.errors import InputError
 from tenas_jax.metrics.flops import MARK, Path, products
 from tenas_jax.networks.discrete import Edge, Network, operator_name
 
-ROOT = "(itself)"  # what a module computes outside of its submodules
+ROOT = "(itself)"  # computations of a module outside of its submodules
 MakeNetwork = Callable[[CellSpace, tuple[tuple[Edge, ...], ...]], Network]
-"""Makes the network whose costs are asked for, of the edges of each type of cell."""
+"""Makes the network to count, from the edges of each cell type."""
 
 
 class LayerCosts(NamedTuple):
-    """A layer of a network, the shape of its output without the batch axis, and its costs."""
+    """A layer of a network: its name, output shape without the batch axis, and costs."""
 
     name: str
     output: tuple[int, ...]
@@ -39,12 +39,12 @@ class LayerCosts(NamedTuple):
 
 
 def network_costs(network: nn.Module, image_size: int, channels: int = 3) -> Costs:
-    """What a network costs for images of a size.
+    """The costs of a network for images of a given size.
 
     Args:
-        network: a module that is called with images [n, size, size, channels].
-        image_size: height and width of its images.
-        channels: of its images.
+        network: a module called with images [n, size, size, channels].
+        image_size: height and width of the images.
+        channels: number of channels of the images.
 
     Returns:
         Its parameters and multiply-adds, both integers.
@@ -63,10 +63,10 @@ def network_costs(network: nn.Module, image_size: int, channels: int = 3) -> Cos
 
 
 def total_costs(layers: Sequence[LayerCosts]) -> Costs:
-    """What layers cost together.
+    """The total costs of layers.
 
     Args:
-        layers: what each costs.
+        layers: the costs of each layer.
 
     Example:
         >>> total_costs([LayerCosts("a", (4,), Costs(1, 20)), LayerCosts("b", (4,), Costs(2, 5))])
@@ -78,15 +78,15 @@ def total_costs(layers: Sequence[LayerCosts]) -> Costs:
 
 
 def layer_costs(network: nn.Module, image_size: int, channels: int = 3) -> list[LayerCosts]:
-    """What each layer of a network costs for images of a size.
+    """The costs of each layer of a network for images of a given size.
 
     Args:
-        network: a module that is called with images [n, size, size, channels].
-        image_size: height and width of its images.
-        channels: of its images.
+        network: a module called with images [n, size, size, channels].
+        image_size: height and width of the images.
+        channels: number of channels of the images.
 
     Returns:
-        Its outermost modules in the order of their execution.
+        Its outermost modules in the order of execution.
 
     Raises:
         InputError: the network does not take images of this size.
@@ -104,14 +104,14 @@ def architecture_costs(
     make: MakeNetwork,
     image_size: int,
 ) -> Costs:
-    """What the networks of many genotypes cost.
+    """The costs of the networks of many genotypes.
 
-    Costs are additive: a part that all networks share, and for each edge and operator its own.
+    Costs are additive: a part shared by all networks, plus a part for each operator on each edge.
 
     Args:
         space: the search space.
         masks: operators kept, of shape [..., *space.shape].
-        make: makes the networks, a function that can be hashed.
+        make: makes the networks; a hashable function.
         image_size: height and width of the images.
 
     Returns:
@@ -133,9 +133,9 @@ def architecture_costs(
 def _cost_table(
     space: CellSpace, make: MakeNetwork, image_size: int
 ) -> tuple[Int[np.ndarray, "2"], Int[np.ndarray, "cell edge op 2"]]:
-    """What all networks share, and what each operator on each edge adds: parameters and FLOPs."""
-    # An operator costs the same on all edges that leave inputs of a cell, and on all others. The
-    # first of each kind gets all operators at once: so there is a single network to be traced.
+    """Parameters and FLOPs shared by all networks, and those of each operator on each edge."""
+    # An operator costs the same on all edges from inputs of a cell, and the same on all other
+    # edges. The first edge of each kind gets all operators, so a single network is traced.
     kinds = [source < space.input_nodes for source, _ in space.edges]
     typical = [kinds.index(kind) for kind in kinds]
     edges = tuple(
@@ -160,7 +160,7 @@ def _cost_table(
 
 
 def _below(counts: Counter[Path], layer: str) -> int:
-    """What the modules in a layer count together."""
+    """The total count of the modules in a layer."""
     return sum(count for path, count in counts.items() if path[:1] == (layer,))
 
 
@@ -190,7 +190,7 @@ def _trace(
         with jax.named_scope(MARK + ".".join(path)):
             output = call(*args, **kwargs)
         if len(path) == 1 and context.method_name == "__call__":
-            # Of the nodes of a cell the last one is its output.
+            # The last node of a cell is its output.
             outputs[path[0]] = jax.tree.leaves(output)[-1].shape[1:]
         return output
 

@@ -1,8 +1,7 @@
-"""What networks of genotypes share, to be trained and used.
+"""Trainable networks of genotypes: the parts shared by all spaces.
 
-They are made of the same operators as supernets (`tenas_jax.networks.ops`), of which each edge has
-one, on a layout whose batch normalization keeps running statistics. The macro networks are with
-their spaces.
+They use the same operators as supernets (`tenas_jax.networks.ops`), one per edge, on a layout whose
+batch normalization has running statistics. The macro networks are in the files of their spaces.
 """
 
 from collections.abc import Sequence
@@ -33,17 +32,17 @@ MOMENTUM = 0.9  # of the running statistics
 
 @dataclass(frozen=True)
 class RunningStatistics(ChannelsLast):
-    """NHWC for training: batch normalization keeps running statistics, and uses them afterwards.
+    """NHWC for training: batch normalization updates running statistics, for use in inference.
 
-    The module that normalizes holds them in the collection `batch_stats`. Parameters and statistics
-    have the data type they were made with; the rest is computed in that of the images.
+    The normalizing module has them in the collection `batch_stats`. Parameters and statistics keep
+    the data type of their initialization; everything else is computed in that of the images.
 
     Args:
         train: whether to normalize by the statistics of the batch, and update the running ones.
     """
 
-    few_channels: int = 0  # two convolutions are the smaller work, and what others count
-    precision: lax.Precision | None = None  # what the accelerator is fastest with
+    few_channels: int = 0  # two convolutions need fewer FLOPs, and others count them so
+    precision: lax.Precision | None = None  # the accelerator's fastest
     train: bool = False
 
     def conv(
@@ -59,7 +58,7 @@ class RunningStatistics(ChannelsLast):
         )
 
     def batch_norm(self, x: Array, scale: Array, bias: Array) -> Array:
-        # Flax makes it a part of the module that is being called.
+        # Flax attaches it to the module that is being called.
         normalize = nn.BatchNorm(
             use_running_average=not self.train,
             momentum=MOMENTUM,
@@ -76,13 +75,13 @@ class RunningStatistics(ChannelsLast):
 def drop_path(
     x: Float[Array, "n h w c"], rate: Float[Array, ""] | float, key: Array
 ) -> Float[Array, "n h w c"]:
-    r"""Leave out the images of some samples (Larsson et al., 2017).
+    r"""Drop path: zero the images of random samples (Larsson et al., 2017).
 
     .. math:: y_i = \frac{b_i}{1 - p} x_i, \quad b_i \sim \mathrm{Bernoulli}(1 - p)
 
     Args:
         x: images.
-        rate: the probability p to leave one out, below 1.
+        rate: the probability p of dropping a sample, below 1.
         key: random key.
 
     Returns:
@@ -148,17 +147,17 @@ class DiscreteCell(nn.Module):
 
 
 class Network(nn.Module):
-    """What the networks of all spaces of cells have in common.
+    """The base of the networks of all cell spaces.
 
     Args:
         space: the search space.
-        cells_edges: the edges of each type of cell.
+        cells_edges: the edges of each cell type.
         num_classes: outputs of the classifier.
-        channels: of the nodes of the first cell.
-        cells: number of cells, in NAS-Bench-201 of each stage.
-        stem: what comes before the first cell.
+        channels: channels of the nodes of the first cell.
+        cells: number of cells, in NAS-Bench-201 per stage.
+        stem: the layers before the first cell.
         auxiliary: whether there is an auxiliary head.
-        dtype: data type of the images inside; parameters and logits are float32.
+        dtype: data type of the activations; parameters and logits are float32.
     """
 
     space: CellSpace
@@ -171,12 +170,12 @@ class Network(nn.Module):
     dtype: DTypeLike
 
     def prepare(self, images: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-        """The images in the data type of the computation, if they can be halved often enough."""
+        """Check the size of the images, and convert them to the data type of the computation."""
         multiple = 32 if self.stem == "imagenet" else 4
         if any(side % multiple for side in images.shape[1:3]):
             height, width = images.shape[1:3]
             raise InputError(f"images of {height} x {width}: sides must be multiples of {multiple}")
-        # Parameters get the data type of the images that the network is initialized with.
+        # Parameters get the data type of the images used for initialization.
         return images.astype(jnp.float32 if self.is_initializing() else self.dtype)
 
     def __call__(
@@ -186,14 +185,14 @@ class Network(nn.Module):
         train: bool = False,
         drop_path_rate: Float[Array, ""] | float | None = None,
     ) -> tuple[Logits, Logits | None]:
-        """Logits of the images, and in training those of the auxiliary head where there is one.
+        """Logits of the images; in training also those of the auxiliary head, if it has one.
 
         Args:
             images: normalized images.
             train: whether to normalize by the statistics of the batch, and update the running
                 ones, in the collection `batch_stats`.
-            drop_path_rate: in training, the probability to leave out an operator for an image,
-                which needs the random key `drop_path`; None: all operators take part.
+            drop_path_rate: in training, the probability of dropping an operator for an image,
+                which needs the random key `drop_path`; None: no dropping.
 
         Raises:
             InputError: the images' sides are not multiples of 4, with the stem for ImageNet of 32.
@@ -202,7 +201,7 @@ class Network(nn.Module):
 
 
 def genotype_edges(space: CellSpace, mask: Mask) -> tuple[tuple[Edge, ...], ...]:
-    """The edges of each type of cell of a genotype.
+    """The edges of each cell type of a genotype.
 
     Args:
         space: the search space.

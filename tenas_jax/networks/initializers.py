@@ -1,7 +1,7 @@
-"""Named weight initializers, and the weights of a whole network from one draw of random numbers.
+"""Named weight initializers, and the weights of a network from a single random draw.
 
-The original passes a misspelt name and falls through in silence to PyTorch's default; here an
-unknown name raises and lists the choices.
+The original passes a misspelt name and silently falls back to PyTorch's default; here an unknown
+name raises and lists the choices.
 """
 
 import itertools
@@ -27,7 +27,7 @@ class Initializer:
     gain: float
     fan: Literal["in", "out"]
     draw: Callable[..., Array]
-    """Draws weights of variance 1 from a key, a shape and a data type."""
+    """A function of a key, a shape and a data type that draws weights of variance 1."""
 
     def std(self, shape: tuple[int, ...]) -> float:
         """Standard deviation of a kernel [..., in, out]; the fans count the pixels it covers."""
@@ -36,7 +36,7 @@ class Initializer:
         return math.sqrt(self.gain / fan)
 
     def __call__(self, key: Key[Array, ""], shape: tuple[int, ...], dtype: Any = None) -> Array:
-        """A kernel, as Flax asks for it; a leading axis of parallel edges counts in no fan."""
+        """A kernel, with Flax's signature; a leading axis of parallel edges counts in no fan."""
         return self.draw(key, shape, dtype or jnp.float32) * self.std(shape[-4:])
 
 
@@ -54,11 +54,11 @@ INITIALIZERS: dict[str, Initializer] = {
 
 
 DEFAULT = "default"
-"""Stands for the initializer of the space, or for those of a Flax module of the user."""
+"""The initializer of the space, or those of the user's Flax module."""
 
 
 def get_initializer(name: str) -> Initializer:
-    """The initializer of that name.
+    """Look up an initializer by name.
 
     Args:
         name: a key of `INITIALIZERS`, or `module:object`.
@@ -81,14 +81,14 @@ write module:object
 
 
 def quick_key(key: Key[Array, ""]) -> Key[Array, ""]:
-    """A key whose generator compiles in a hundredth of the time of JAX's own.
+    """A key whose generator compiles a hundred times faster than JAX's own.
 
-    A program that initializes a user's module draws once for each kernel. XLA compiles JAX's
-    generator, 20 rounds unrolled, for about 10 s each on a CPU; this one hashes the index of each
-    number (two rounds of a 32-bit finalizer of low bias) in 0.15 s.
+    A program that initializes a user's module draws once per kernel. On a CPU, XLA takes about 10 s
+    to compile each draw of JAX's generator, 20 unrolled rounds. This generator hashes the index of
+    each number (two rounds of a 32-bit finalizer of low bias) and compiles in 0.15 s.
 
     Args:
-        key: of any generator with two words of state.
+        key: a key of any generator with two words of state.
 
     Example:
         >>> draws = jax.random.normal(quick_key(jax.random.key(0)), (4, 1000))
@@ -144,17 +144,17 @@ _HASH = define_prng_impl(
 def initialize(
     shapes: PyTree[jax.ShapeDtypeStruct], name: str, key: Key[Array, ""]
 ) -> PyTree[Float[Array, "..."]]:
-    """Parameters of a network of this library at initialization.
+    """Initial parameters of a network of this library.
 
-    Scales of batch normalizations are 1, biases 0, everything else is a random kernel. A leading
-    axis of parallel edges does not count in the fans. All kernels come from one draw: a generator
-    for each of them is most of what XLA would compile.
+    Scales of batch normalizations are 1, biases are 0, everything else is a random kernel. A
+    leading axis of parallel edges does not count in the fans. All kernels come from a single draw,
+    because one generator per kernel would dominate XLA's compile time.
 
     Args:
-        shapes: shapes of the parameters, as `jax.eval_shape` of the network's `init` gives them; a
-            parameter's role is the last key of its path.
+        shapes: shapes of the parameters, from `jax.eval_shape` of the network's `init`; the last
+            key of a parameter's path is its role.
         name: a key of `INITIALIZERS`.
-        key: of the draw.
+        key: key of the draw.
 
     Returns:
         A pytree of arrays like `shapes`.

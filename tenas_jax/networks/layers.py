@@ -1,4 +1,4 @@
-"""Layers with weights, for parallel edges at once, on any memory layout."""
+"""Layers with weights, for several parallel edges at once, in any memory layout."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -7,8 +7,8 @@ from jaxtyping import Array, Float
 from tenas_jax.networks.initializers import get_initializer
 from tenas_jax.networks.layouts import EPSILON, Layout
 
-# The Flax collection into which layers sow the logarithms of the standard deviations that their
-# batch normalizations divide by.
+# The Flax collection for the logarithms of the standard deviations by which batch normalizations
+# divide.
 DEVIATIONS = "deviations"
 
 
@@ -19,11 +19,11 @@ def side_by_side(kernel: Float[Array, "edge k k i o"]) -> Float[Array, "k k i eo
 
 
 class Layer(nn.Module):
-    """What all layers with weights share.
+    """The base of all layers with weights.
 
-    A layer serves `edges` parallel edges of a cell at once, each with weights of its own: its
-    kernel has shape [edge, k, k, in, out] and the channels of its output are grouped by edge. The
-    edges that leave one node are then a single, wider convolution. `edges=1` is the plain layer.
+    A layer computes `edges` parallel edges of a cell at once, each with its own weights: its kernel
+    has shape [edge, k, k, in, out], and the channels of its output are grouped by edge. The edges
+    that leave one node are then a single, wider convolution. `edges=1` is the plain layer.
 
     Args:
         layout: memory layout of the images.
@@ -62,9 +62,9 @@ class Layer(nn.Module):
     ) -> Array:
         """Convolution and the layer's own batch normalization, weighted by edge.
 
-        Where the collection `DEVIATIONS` is mutable, on a layout that convolves any groups, it
-        takes for each edge half the logarithm of the mean variance of its channels, 0 where the
-        weight is. Of a batch normalization in several parts each has its part.
+        If the collection `DEVIATIONS` is mutable and the layout convolves any groups, it receives
+        for each edge half the logarithm of the mean variance of its channels, or 0 if the weight is
+        0. If a batch normalization is split into several parts, each part has its share.
         """
         scale, bias = self.affine(features, x.dtype)
         active: Array | bool = True
@@ -105,7 +105,7 @@ class PointwiseConv(Layer):
 
 
 class BatchNorm(Layer):
-    """Batch normalization by the statistics of the batch itself."""
+    """Batch normalization by the statistics of the batch."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -118,10 +118,10 @@ class ConvBatchNorm(Layer):
 
     Args:
         features: output channels of each edge.
-        kernel_size: side of the kernel, which is padded to keep the image size.
-        stride: step of the kernel in both directions.
+        kernel_size: side of the kernel; the padding keeps the image size.
+        stride: stride of the kernel in both directions.
         grouped: whether the input channels are grouped by edge; otherwise all edges read all.
-        parts: how many of these are one batch normalization elsewhere, side by side.
+        parts: number of layers, side by side, that together form one batch normalization.
     """
 
     features: int = 1

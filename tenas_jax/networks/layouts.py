@@ -1,11 +1,10 @@
-"""Memory layouts of images; the only place that knows NHWC from batch-minor.
+"""Memory layouts of images; the only place that distinguishes NHWC from batch-minor.
 
-A `Layout` is a set of pure functions on arrays of images. The mathematics of operators, cells and
-networks is written once on top of them, so that the same network runs on `NHWC`, the plain form
-that GPU libraries are tuned for, or on `tenas_jax.networks.batch_minor.BATCH_MINOR`, the fast form
-for the tiny channel counts of a supernet on a CPU. `tenas_jax.networks.backends` chooses. Batch
-normalization always uses the statistics of the batch itself: a network at initialization has no
-others.
+A `Layout` is a set of pure functions on arrays of images. Operators, cells and networks are written
+once on top of them. The same network then runs on `NHWC`, the plain layout that GPU libraries are
+tuned for, or on `tenas_jax.networks.batch_minor.BATCH_MINOR`, the fast layout for the tiny channel
+counts of a supernet on a CPU. `tenas_jax.networks.backends` chooses. Batch normalization always
+uses the statistics of the batch: an untrained network has no others.
 """
 
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ EPSILON = 1e-5  # of every batch normalization in the original
 
 @runtime_checkable
 class Layout(Protocol):
-    """What operators need from a memory layout. Images are `x`; kernels are HWIO."""
+    """The functions of a memory layout that operators use. Images are `x`; kernels are HWIO."""
 
     @property
     def channel_axis(self) -> int:
@@ -32,11 +31,11 @@ class Layout(Protocol):
 
     @property
     def few_channels(self) -> int:
-        """Up to this many, a depthwise and a pointwise convolution are faster as one."""
+        """Channel count up to which fusing depthwise and pointwise convolutions is faster."""
 
     @property
     def loops(self) -> bool:
-        """Whether edges may be computed in loops, which compile sooner; see `Cell`."""
+        """Whether edges may be computed in loops, which compile faster; see `Cell`."""
 
     def from_nhwc(self, images: Float[Array, "n h w c"]) -> Float[Array, "..."]:
         """Images in this layout."""
@@ -68,7 +67,7 @@ class Layout(Protocol):
         dilation: int = 1,
         active: Bool[Array, ""] | bool,
     ) -> Array:
-        """`batch_norm(conv(x))`; not `active` promises that scale and bias are zero."""
+        """`batch_norm(conv(x))`; if not `active`, scale and bias are zero."""
 
     def avg_pool(self, x: Array, *, stride: int) -> Array:
         """3 x 3 average, padding 1, over the pixels inside the image."""
@@ -80,7 +79,7 @@ class Layout(Protocol):
         """2 x 2 average, stride 2."""
 
     def shift(self, x: Array) -> Array:
-        """The images moved one pixel up and left, zeros entering from below and right."""
+        """The images shifted by one pixel up and left, filled with zeros."""
 
     def mean_pixel(self, x: Array) -> Float[Array, "n c"]:
         """Global average pooling."""
@@ -88,14 +87,14 @@ class Layout(Protocol):
 
 @dataclass(frozen=True)
 class ChannelsLast:
-    """NHWC by `jax.lax`, differentiated by JAX: the reference for the fast layout.
+    """NHWC with `jax.lax`, differentiated by JAX: the reference for the fast layout.
 
     Args:
-        channel_axis: see `Layout`, like the next two.
-        few_channels: up to how many channels two convolutions are one.
-        loops: whether edges may be computed in loops.
-        dense: whether to make the kernels of grouped convolutions block-diagonal ones.
-        precision: of convolutions.
+        channel_axis: see `Layout`.
+        few_channels: see `Layout`.
+        loops: see `Layout`.
+        dense: whether grouped convolutions use dense, block-diagonal kernels.
+        precision: precision of convolutions.
     """
 
     channel_axis: int = -1
@@ -155,7 +154,7 @@ class ChannelsLast:
     def avg_pool(self, x: Array, *, stride: int) -> Array:
         pads = ((1, 1), (1, 1))
         pooled: Array = nn.avg_pool(x, (3, 3), (stride, stride), pads, count_include_pad=False)
-        return pooled.astype(x.dtype)  # Flax counts the pixels in float64 where that is enabled
+        return pooled.astype(x.dtype)  # Flax counts the pixels in float64 if that is enabled
 
     def max_pool(self, x: Array, *, stride: int) -> Array:
         pooled: Array = nn.max_pool(x, (3, 3), (stride, stride), ((1, 1), (1, 1)))
@@ -173,7 +172,7 @@ class ChannelsLast:
 
 
 class WithoutBatchNorm(ChannelsLast):
-    """NHWC without normalization; scale and bias, and with them the weights of edges, remain."""
+    """NHWC without normalization; scale and bias, which contain the edge weights, remain."""
 
     def batch_norm(self, x: Array, scale: Array, bias: Array) -> Array:
         return x * scale[None, None, None] + bias[None, None, None]
@@ -210,13 +209,13 @@ def subsample(layout: Layout, x: Array, stride: int) -> Array:
 
 
 def spread(layout: Layout, x: Array, weight: Float[Array, "edge"]) -> Array:
-    """The images once for each edge, weighted; channels grouped by edge."""
+    """Copy the images for each edge, weighted; channels are grouped by edge."""
     # Not one broadcast product: its transpose, a sum over edges, is ten times as slow on a CPU.
     return jnp.concatenate([weight[i] * x for i in range(weight.size)], layout.channel_axis)
 
 
 def join(layout: Layout, parts: Sequence[Array], edges: int) -> Array:
-    """Concatenation of channels that are grouped by edge, edge by edge."""
+    """Concatenate channels that are grouped by edge, edge by edge."""
     axis = layout.channel_axis % 4
     grouped = [
         part.reshape(*part.shape[:axis], edges, part.shape[axis] // edges, *part.shape[axis + 1 :])

@@ -1,4 +1,4 @@
-"""What the macro networks of all spaces of cells share: the networks to be trained, and costs."""
+"""The parts shared by the macro networks of all cell spaces: trainable networks and costs."""
 
 from typing import Any, ClassVar
 
@@ -17,10 +17,10 @@ class CellMacro:
     """A macro network of cells; a space adds `supernet` and `region_network`.
 
     Attributes:
-        module: the network to be trained.
+        module: the trainable network.
         published: channels and cells of the published networks, by stem.
         counted: stem, classes and image size at which costs are counted.
-        has_auxiliary_head: whether the network to be trained has one.
+        has_auxiliary_head: whether the trainable network has one.
         has_single_paths: whether `supernet` has a faster network for masks with at most one
             operator per edge.
     """
@@ -32,11 +32,11 @@ class CellMacro:
     has_single_paths: ClassVar[bool] = False
 
     def supernet(self, space: CellSpace, size: Any, layout: Any) -> Any:
-        """The network that metrics are measured on."""
+        """The network to measure metrics on."""
         raise NotImplementedError
 
     def region_network(self, space: CellSpace, size: Any, layout: Any) -> Any:
-        """The network that linear regions are counted on, or None."""
+        """The network to count linear regions on, or None."""
         raise NotImplementedError
 
     def network(
@@ -57,13 +57,13 @@ class CellMacro:
             space: the search space.
             mask: operators kept, one on each edge of the genotype.
             num_classes: outputs of the classifier.
-            channels: of the nodes of the first cell; None: as published.
-            cells: number of cells, in NAS-Bench-201 of each stage, in TransNAS-Bench-101 of each
-                module; None: as published.
-            stem: `cifar`, or where a space has it `imagenet`, whose stem makes the images smaller.
-            auxiliary: whether to add DARTS's auxiliary head, for training; its images have 32 x 32
-                pixels (CIFAR) or 224 x 224 (ImageNet).
-            dtype: data type of the images inside; parameters and logits are float32.
+            channels: channels of the nodes of the first cell; None: as published.
+            cells: number of cells, per stage in NAS-Bench-201, per module in TransNAS-Bench-101;
+                None: as published.
+            stem: `cifar`, or in some spaces `imagenet`, which downsamples the images.
+            auxiliary: whether to add DARTS's auxiliary head for training; it needs images of
+                32 x 32 (CIFAR) or 224 x 224 (ImageNet) pixels.
+            dtype: data type of the activations; parameters and logits are float32.
 
         Raises:
             InputError: there is no such network.

@@ -1,4 +1,4 @@
-"""Mixed choices: a weighted sum of branches of which the pruned ones are not computed."""
+"""Mixed choices: the mean of branches; pruned branches are not computed."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -16,21 +16,22 @@ Branch = nn.Module | Callable[[Any], Any]
 
 
 def mixed(mask: Bool[Array | np.ndarray, "option"], branches: Sequence[Branch], x: Any) -> Array:
-    """The mean of the branches that are kept, for the module of a `ChoiceSpace`.
+    """The mean of the kept branches, for the module of a `ChoiceSpace`.
 
-    A branch that is pruned is not computed: at run time where the mask is traced, otherwise its
-    module has no parameters either.
+    Pruned branches are not computed: they are skipped at run time if the mask is traced; otherwise
+    they do not even have parameters.
 
     Args:
-        mask: the options kept, a row of what the module of a `ChoiceSpace` is called with.
-        branches: for each option a Flax module, or a function without parameters of its own.
-        x: what each branch is called with.
+        mask: the options kept, a row of the mask passed to the module of a `ChoiceSpace`.
+        branches: for each option a Flax module, or a function without parameters.
+        x: the input of each branch.
 
     Returns:
-        An array of the shape that all branches return; zeros where nothing is kept.
+        An array of the shape that all branches return; zeros if no branch is kept.
 
     Raises:
-        InputError: there are not as many branches as options, or they return different shapes.
+        InputError: the numbers of branches and options differ, or branches return different
+            shapes.
 
     Example:
         >>> double, negative = lambda x: 2 * x, lambda x: -x
@@ -72,7 +73,7 @@ def mixed(mask: Bool[Array | np.ndarray, "option"], branches: Sequence[Branch], 
 
 
 def _detached(branch: Branch) -> Callable[[Any], Any]:
-    """A branch as a pure function, as `lax.cond` needs it."""
+    """A branch as a pure function, for `lax.cond`."""
     if not isinstance(branch, nn.Module):
         return branch
     module, variables = branch.clone(parent=None), branch.variables

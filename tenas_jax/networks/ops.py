@@ -1,9 +1,8 @@
-"""Candidate operators. Each serves the parallel edges that leave one node of a cell.
+"""Candidate operators. Each one computes the parallel edges that leave one node of a cell.
 
-Called with images and one weight for each edge, an operator returns its weighted outputs with the
-channels grouped by edge; a weight of zero means that the operator is pruned there. All convolutions
-are without bias, all batch normalizations affine with epsilon 1e-5 (the original's
-`cell_operations.py`).
+Called with images and one weight per edge, an operator returns its weighted outputs with the
+channels grouped by edge; a weight of zero means that it is pruned on that edge. Convolutions have
+no bias; batch normalizations are affine with epsilon 1e-5 (the original's `cell_operations.py`).
 """
 
 import inspect
@@ -23,22 +22,22 @@ from tenas_jax.networks.initializers import get_initializer
 from tenas_jax.networks.layers import DEVIATIONS, ConvBatchNorm, Layer, side_by_side
 from tenas_jax.networks.layouts import Layout, join, spread, subsample
 
-# The Flax collections into which activation patterns are sown, and for each of their neurons how
-# many operators that are kept read it.
+# The Flax collections for activation patterns, and for the number of kept operators that read each
+# neuron.
 PATTERNS, READERS = "patterns", "readers"
-# Among the parameters of an operator, those of a Flax module that has initializers of its own.
+# The parameters of a Flax module with its own initializers, within those of an operator.
 OWN_PARAMETERS = "module"
 
 
 def relu(module: nn.Module, layout: Layout, x: Array, readers: Array | int = 1) -> Array:
-    """ReLU that sows its activation pattern, [n, neurons]; all zeros where nothing reads it.
+    """ReLU that sows its activation pattern, [n, neurons]; zeros for unread neurons.
 
     Args:
-        module: the calling module, whose collections `PATTERNS` and `READERS` take what is sown if
-            they are mutable.
+        module: the calling module; sows into its collections `PATTERNS` and `READERS` if they are
+            mutable.
         layout: memory layout of `x`.
         x: images.
-        readers: how many operators that are kept read the result; broadcasts against `x`.
+        readers: number of kept operators that read the result; broadcasts against `x`.
     """
     if not module.is_initializing():
         if module.is_mutable_collection(PATTERNS):
@@ -50,7 +49,7 @@ def relu(module: nn.Module, layout: Layout, x: Array, readers: Array | int = 1) 
 
 
 def _kept(weight: Float[Array, "edge"] | None) -> Array | int:
-    """On how many edges an operator is kept."""
+    """The number of edges on which an operator is kept."""
     return 1 if weight is None else (weight > 0).sum()
 
 
@@ -65,8 +64,8 @@ class Op(nn.Module):
         stride: 1, or 2 to halve the images.
 
     Attributes:
-        is_identity: whether it returns the images as they are where it need not change their size
-            or channels.
+        is_identity: whether it returns the images unchanged if their size and channels stay the
+            same.
     """
 
     is_identity: ClassVar[bool] = False
@@ -93,7 +92,7 @@ class Zero(Op):
 
 
 class SkipConnect(Op):
-    """Identity; where it changes the size or the channels, a factorized reduction."""
+    """Identity; a factorized reduction if the size or the channels change."""
 
     is_identity = True
 
@@ -109,7 +108,7 @@ class SkipConnect(Op):
 
 
 class FactorizedReduction(nn.Module):
-    """ReLU, two strided 1 x 1 convolutions, the second a pixel further, batch normalization."""
+    """ReLU, two strided 1 x 1 convolutions, one shifted by a pixel, batch normalization."""
 
     features: int
     layout: Layout
@@ -119,7 +118,7 @@ class FactorizedReduction(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, weight: Float[Array, "edge"] | None = None) -> Array:
-        """Smaller images, weighted by edge; without weights, once for each edge."""
+        """Smaller images, weighted by edge; without weights, one copy per edge."""
         x = relu(self, self.layout, x, _kept(weight))
         halves = []
         for i, (features, shifted) in enumerate(
@@ -146,7 +145,7 @@ class ReLUConvBatchNorm(Op):
 
     @nn.compact
     def __call__(self, x: Array, weight: Float[Array, "edge"] | None = None) -> Array:
-        """Convolved images, weighted by edge; without weights, once for each edge."""
+        """Convolved images, weighted by edge; without weights, one copy per edge."""
         conv = ConvBatchNorm(
             self.layout,
             self.initializer,
@@ -165,7 +164,7 @@ class SeparableConvBatchNorm(Layer):
     Args:
         features: output channels of each edge.
         kernel_size: side of the depthwise kernel; the padding keeps the image size.
-        stride: step of the depthwise kernel in both directions.
+        stride: stride of the depthwise kernel in both directions.
         dilation: distance between the pixels that the depthwise kernel reads.
         grouped: whether the input channels are grouped by edge; otherwise all edges read them all.
     """
@@ -190,8 +189,8 @@ class SeparableConvBatchNorm(Layer):
         pointwise: Array = self.param("pointwise", initializer, shape, x.dtype)
         stride, padding, dilation = self.stride, self.dilation * (size // 2), self.dilation
         if edges * inputs <= layout.few_channels:
-            # Nothing stands between the two convolutions: they are one, with the product of their
-            # kernels.
+            # Nothing is between the two convolutions, so they are one convolution with the product
+            # of their kernels.
             product = jnp.swapaxes(depthwise, 3, 4) * pointwise
             kernel = side_by_side(product)
         else:
@@ -219,8 +218,8 @@ class SeparableConvBatchNorm(Layer):
 class SeparableConv(Op):
     """ReLU, depthwise and pointwise convolution, batch normalization, `repeats` times.
 
-    The stride is that of the first time. A pruned edge has weight zero from there on, so that its
-    later activation patterns are all zeros.
+    Only the first repetition has the stride. It also applies the weights, so the later activation
+    patterns of a pruned edge are zeros.
     """
 
     kernel_size: int = 3
@@ -247,7 +246,7 @@ class SeparableConv(Op):
             )
             if first:
                 readers = kept.sum()
-            else:  # the channels of an edge are read on that edge
+            else:  # each edge reads its own channels
                 shape = [1] * 4
                 shape[self.layout.channel_axis] = kept.size * channels
                 readers = jnp.repeat(kept, channels).astype(int).reshape(shape)
@@ -268,7 +267,7 @@ class Pool(Op):
 
 
 class FlaxOp(Op):
-    """An operator that is an ordinary Flax module of NHWC images; see `flax_op`.
+    """An operator made of an ordinary Flax module for NHWC images; see `flax_op`.
 
     Args:
         make: makes the module of one edge.
@@ -286,7 +285,7 @@ class FlaxOp(Op):
                 "normalizations divide by: leave out the metric zen"
             )
         options: dict[str, Any] = {"features": self.features, "stride": self.stride}
-        if hasattr(layout, "train"):  # a network to be trained: one edge, with running statistics
+        if hasattr(layout, "train"):  # a trainable network: one edge, with running statistics
             if "train" in inspect.signature(self.make).parameters:
                 options["train"] = layout.train
             elif layout.train and "batch_stats" in self.variables:
@@ -306,7 +305,7 @@ class FlaxOp(Op):
             variables = {"params": params}
             return cast(Array, module.apply(variables, images, mutable=["batch_stats"])[0])
 
-        # Not `self.param` again, which would compare shapes with those of another initialization.
+        # Not `self.param`, which would compare shapes with those of another initialization.
         stacked: PyTree
         if self.has_variable("params", OWN_PARAMETERS):
             stacked = self.get_variable("params", OWN_PARAMETERS)
@@ -338,18 +337,18 @@ class FlaxOp(Op):
 
 
 def flax_op(make: Callable[..., nn.Module]) -> Callable[..., Op]:
-    """An operator for `CellSpace` from an ordinary Flax module.
+    """Turn an ordinary Flax module into an operator for `CellSpace`.
 
     The module is written for one edge and NHWC images. Subclasses of `Op` that use the layers of
-    this library serve all edges of a node at once, on any memory layout.
+    this library compute all edges of a node at once, in any memory layout.
 
     Args:
         make: a Flax module class, or a function, called with `features` (channels of the result)
-            and `stride` (1, or 2 to halve the images). Where it normalizes, it uses the statistics
-            of the batch; a field `train`, if it has one, says so in a network to be trained.
+            and `stride` (1, or 2 to halve the images). Its normalization must use the statistics of
+            the batch; in a trainable network an optional field `train` says when.
 
     Returns:
-        What stands in `CellSpace.operators`.
+        An entry for `CellSpace.operators`.
 
     Example:
         >>> class Blur(nn.Module):
@@ -384,7 +383,7 @@ OPS: dict[str, Callable[..., Op]] = {
 
 
 def operators(*names: str) -> tuple[tuple[str, Callable[..., Op]], ...]:
-    """Operators of this library by name, as `CellSpace` takes them.
+    """Operators of this library by name, for `CellSpace`.
 
     Args:
         *names: keys of `OPS`.

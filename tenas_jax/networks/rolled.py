@@ -1,11 +1,11 @@
-"""Cells as loops over their edges, so that an operator is compiled once, not once for each edge.
+"""Cells as loops over their edges, so that an operator is compiled once instead of once per edge.
 
 XLA compiles a loop's body once, however often it runs. In the DARTS space the two cells of a proxy
-network have 28 edges with 8 operators each; as three loops, over the edges of the normal cell, and
-over those of the reduction cell that halve the images and those that do not, kappa and regions
-compile in a third of the time.
+network have 28 edges with 8 operators each. As three loops (the edges of the normal cell, and those
+of the reduction cell that halve the images and that do not), kappa and regions compile in a third
+of the time.
 
-The values of a cell's nodes are one array, [node + 1, ...]; what nobody reads is added to the last.
+The values of a cell's nodes are one array, [node + 1, ...]; the last entry collects unused values.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,19 +21,19 @@ from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from tenas_jax.architectures.cell_space import CellSpace
 
-# Of a step: its parameters, its images, and what else it gets; gives images and what it sows.
+# Maps the parameters of a step, its images and other inputs to images and sown values.
 Compute = Callable[[PyTree, Array, PyTree], tuple[Array, PyTree]]
 Branch = Callable[[PyTree, Array], tuple[Array, PyTree]]
 
 
 @dataclass(frozen=True)
 class Steps:
-    """The edges that leave some nodes of a cell, some edges of a node at a time.
+    """The edges that leave some nodes of a cell, in steps of several edges of a node.
 
     Args:
         space: the search space.
-        nodes: in ascending order.
-        width: how many edges a step serves; the last step of a node may have fewer.
+        nodes: the nodes, in ascending order.
+        width: number of edges per step; the last step of a node may have fewer.
 
     Example:
         >>> from tenas_jax.spaces import NAS_BENCH_201
@@ -65,12 +65,12 @@ class Steps:
 
     @property
     def edges(self) -> Int[np.ndarray, "step width"]:
-        """The edges of a step; one past the last where there are fewer."""
+        """The edges of a step, padded with one past the last edge."""
         return np.concatenate([edges for _, edges in self._by_node])
 
     @property
     def targets(self) -> Int[np.ndarray, "step width"]:
-        """The nodes in which they end; one past the last where there is no edge."""
+        """The nodes in which they end, padded with one past the last node."""
         ends = [target for _, target in self.space.edges]
         targets: np.ndarray = np.array([*ends, self.space.num_nodes])[self.edges]
         return targets
@@ -97,19 +97,19 @@ def scan_all(
     steps: Steps,
     channel_axis: int,
 ) -> tuple[Float[Array, "node ..."], PyTree]:
-    """Adds to the nodes what all operators of the edges make of their sources.
+    """Apply all operators of the edges to their sources, and add the results to the targets.
 
     Args:
-        compute: what a step does: its edges' images side by side, and what it sows.
-        params: of each step.
-        given: whatever else each step is to get.
-        values: of the nodes.
-        inputs: what the sources are if they have another size than `values`.
+        compute: computes a step: the images of its edges side by side, and the sown values.
+        params: parameters of each step.
+        given: other inputs of each step.
+        values: values of the nodes.
+        inputs: the sources, if their size differs from that of `values`.
         steps: the edges.
-        channel_axis: along which the edges' images are side by side.
+        channel_axis: the axis along which the edges' images are side by side.
 
     Returns:
-        The values, and what was sown, [step, ...].
+        The values, and the sown values, [step, ...].
     """
 
     def step(values: Array, each: tuple[Any, ...]) -> tuple[Array, PyTree]:
@@ -136,22 +136,22 @@ def scan_kept(
     inputs: Float[Array, "input ..."] | None,
     steps: Steps,
 ) -> tuple[Float[Array, "node ..."], PyTree]:
-    """Adds to the nodes what one operator of each edge makes of its source.
+    """Apply one operator of each edge to its source, and add the result to the target.
 
-    Only that operator is computed. What its backward pass needs is kept in an array of the size
-    that the most demanding operator needs, where JAX would keep, and copy, that of all operators.
+    Only that operator is computed. Its residuals are stored in an array as large as the most
+    demanding operator needs; JAX would store, and copy, the residuals of all operators.
 
     Args:
-        branches: the operators: each maps its parameters and images to images and what it sows.
-        params: of each operator, for each step.
+        branches: the operators; each maps its parameters and images to images and sown values.
+        params: parameters of each operator, for each step.
         kept: the operator of each step.
-        values: of the nodes.
-        inputs: what the sources are if they have another size than `values`.
+        values: values of the nodes.
+        inputs: the sources, if their size differs from that of `values`.
         steps: the edges, of width 1.
 
     Returns:
-        The values, and what was sown, all of it one array [step, ...] for each leaf: operators that
-        sow less are filled up with zeros.
+        The values, and the sown values as one array [step, ...] per leaf, padded with zeros for
+        operators that sow less.
     """
     numbers = jnp.arange(len(steps.sources))
     each = (numbers, jnp.array(steps.sources), jnp.array(steps.targets[:, 0]), kept)
@@ -163,7 +163,7 @@ def scan_kept(
         y, pullback, sown = jax.vjp(branch, own(params, i), x, has_aux=True)
         return y, sown, pullback
 
-    # `jax.jit` keeps the trace, which is needed twice: for the shapes and in the loop.
+    # `jax.jit` caches the trace, which is needed twice: for the shapes and in the loop.
     applied = [jax.jit(partial(apply, branch)) for branch in branches]
     x = values[0] if inputs is None else inputs[0]
     shapes = [jax.eval_shape(f, own, numbers[0], x) for f, own in zip(applied, params, strict=True)]
@@ -226,7 +226,7 @@ def scan_kept(
 
 
 def _take(values: Shaped[Array, "i ..."], i: Int[Array, ""]) -> Shaped[Array, "..."]:
-    """`values[i]`, where i is within bounds."""
+    """`values[i]` for i within bounds."""
     sizes = (1, *values.shape[1:])
     taken = lax.dynamic_slice(values, _start(values, i), sizes, allow_negative_indices=False)
     return taken[0]
@@ -234,7 +234,7 @@ def _take(values: Shaped[Array, "i ..."], i: Int[Array, ""]) -> Shaped[Array, ".
 
 @jax.custom_vjp
 def _add(values: Float[Array, "i ..."], i: Int[Array, ""], y: Array) -> Float[Array, "i ..."]:
-    """The values with `y` added to the i-th, in place where XLA can."""
+    """Add `y` to the i-th value, in place if XLA can."""
     sums, start = (_take(values, i) + y)[None], _start(values, i)
     return lax.dynamic_update_slice(values, sums, start, allow_negative_indices=False)
 
@@ -251,7 +251,7 @@ _add.defvjp(
 
 @jax.custom_vjp
 def _read(values: Float[Array, "i ..."], i: Int[Array, ""]) -> tuple[Array, Float[Array, "i ..."]]:
-    """The i-th value, and the values: its cotangent is added to theirs in place."""
+    """The i-th value, and the values; its cotangent is added to theirs in place."""
     return _take(values, i), values
 
 
@@ -262,10 +262,10 @@ _read.defvjp(
 
 
 class _Union:
-    """Arrays of the same size for pytrees of different structures, one at a time.
+    """A union of pytrees: arrays of the same size hold any one of several structures.
 
     Args:
-        structures: the pytrees, of arrays or their shapes.
+        structures: the pytrees, of arrays or shapes.
     """
 
     def __init__(self, structures: Sequence[PyTree]) -> None:
@@ -277,7 +277,7 @@ class _Union:
                 self._sizes[dtype] = max(size, self._sizes.get(dtype, 0))
 
     def pack(self, tree: PyTree) -> list[Array]:
-        """The arrays of a pytree as one for each data type, filled up with zeros."""
+        """Pack the arrays of a pytree into one per data type, padded with zeros."""
         leaves, packed = jax.tree.leaves(tree), []
         for dtype, size in self._sizes.items():
             flat = [leaf.reshape(-1) for leaf in leaves if leaf.dtype == dtype]

@@ -1,7 +1,7 @@
 """Operators of the batch-minor layout [h, c, w, n] without matrix products: pools, stencils.
 
-Most is computed row by row, a row being [c, w * n]: it stays in cache, and a shift by a pixel is an
-offset of n (see `tenas_jax.networks.batch_minor`).
+Most of them work row by row. A row, [c, w * n], stays in cache, and a shift by a pixel is an offset
+of n (see `tenas_jax.networks.batch_minor`).
 """
 
 from collections.abc import Callable
@@ -18,19 +18,19 @@ Rows = Float[Array, "_ _ _"]  # [h, c, w * n]
 
 
 def take_rows(rows: Rows, start: Array | int, count: int) -> Rows:
-    """`count` rows from `start` on, which is within bounds."""
+    """`count` rows from `start` on, within bounds."""
     sizes = (count, *rows.shape[1:])
     return lax.dynamic_slice(rows, (start, 0, 0), sizes, allow_negative_indices=False)
 
 
 def put_row(rows: Rows, row: Float[Array, "c l"], h: Array | int, left: int = 0) -> Rows:
-    """The rows with row `h` replaced from `left` on, in place where XLA can."""
+    """Replace row `h` from column `left` on, in place if XLA can."""
     return lax.dynamic_update_slice(rows, row[None], (h, 0, left), allow_negative_indices=False)
 
 
 def map_rows(row: Callable[[Array], Float[Array, "c l"]], count: int) -> Float[Array, "h c l"]:
-    """`row(h)` for each h below `count`, one after the other."""
-    # `lax.map` would loop over an array of indices: twice the kernels to compile.
+    """`row(h)` for each h below `count`, sequentially."""
+    # `lax.map` would loop over an array of indices, with twice the kernels to compile.
     result = jax.eval_shape(row, 0)
     return _write_rows(row, jnp.zeros((count, *result.shape), result.dtype), count, 0, 0)
 
@@ -46,7 +46,7 @@ def _write_rows(
 
 
 def dilate(x: Array, stride: int, height: int, width: int) -> Array:
-    """Zeros between the pixels, and after them up to `height` x `width`."""
+    """Insert zeros between the pixels, and after them up to `height` x `width`."""
     high_h = height - (x.shape[0] - 1) * stride - 1
     high_w = width - (x.shape[2] - 1) * stride - 1
     pads = ((0, high_h, stride - 1), (0, 0, 0), (0, high_w, stride - 1), (0, 0, 0))
@@ -54,7 +54,7 @@ def dilate(x: Array, stride: int, height: int, width: int) -> Array:
 
 
 def _seen(pixels: int, dtype: jnp.dtype) -> Float[Array, "pixel"]:
-    """How many pixels along an axis a pixel and its neighbors are."""
+    """Number of pixels among each pixel and its neighbors along an axis."""
     pixel = jnp.arange(pixels)
     seen = jnp.minimum(pixel + 1, pixels - 1) - jnp.maximum(pixel - 1, 0) + 1
     return seen.astype(dtype)
@@ -69,7 +69,7 @@ def _box(
         return reduce(add, _neighbors(reduce(add, _neighbors(weighted, 0, 0.0)), 2, 0.0))
     height, channels, width, n = x.shape
     count = min(3, height)
-    # Row h reads `count` rows; those that are not its neighbors have weight zero.
+    # Row h reads `count` rows; rows that are not its neighbors have weight zero.
     row = jnp.arange(height)[:, None]
     read = jnp.clip(row - 1, 0, height - count) + jnp.arange(count)[None]
     by_row = jnp.where(abs(read - row) < 2, rows[read], 0)
@@ -131,7 +131,7 @@ def _neighbors(x: Array, axis: int, outside: float) -> list[Array]:
 
 
 def _first_maximum(x: Array, axis: int) -> tuple[Array, Int8[Array, "h c w n"]]:
-    """Maximum of each pixel and its two neighbors along an axis, and which has it first."""
+    """Maximum of each pixel and its two neighbors along an axis, and the index of the first."""
     maximum, *others = _neighbors(x, axis, -jnp.inf)
     index = jnp.zeros(x.shape, jnp.int8)
     for i, other in enumerate(others, 1):
@@ -143,7 +143,7 @@ def _first_maximum(x: Array, axis: int) -> tuple[Array, Int8[Array, "h c w n"]]:
 def _to_maximum(cotangent: Array, index: Int8[Array, "h c w n"], axis: int) -> Array:
     """The transpose of `_first_maximum`."""
     indices, cotangents = _neighbors(index, axis, 0.0), _neighbors(cotangent, axis, 0.0)
-    # A pixel is the previous one, index 0, of the next pixel, and the next one of the previous.
+    # A pixel is the previous neighbor (index 0) of the next pixel, and vice versa.
     return reduce(add, [jnp.where(indices[2 - i] == i, cotangents[2 - i], 0) for i in range(3)])
 
 
@@ -151,10 +151,10 @@ def _to_maximum(cotangent: Array, index: Int8[Array, "h c w n"], axis: int) -> A
 def max_pool(x: Float[Array, "h c w n"], stride: int) -> Float[Array, "h2 c w2 n"]:
     """3 x 3 maximum with padding 1.
 
-    Of equal maxima the first in row-major order receives the gradient, as in PyTorch. The maximum
-    is taken along rows, then along columns; only the two positions, a byte each, are saved. On one
-    core, batch 72, 3 channels at 32 x 32, a backward pass takes 0.8 ms, with nine comparisons for
-    each pixel instead of these six 2.0 ms.
+    The first of equal maxima in row-major order receives the gradient, as in PyTorch. The maximum
+    is taken along rows, then along columns; only the two positions are saved, one byte each. On one
+    core (batch 72, 3 channels at 32 x 32) a backward pass takes 0.8 ms; with nine comparisons per
+    pixel instead of these six it takes 2.0 ms.
     """
     return _max_pool_forward(x, stride)[0]
 
@@ -187,11 +187,11 @@ class _Stencil(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """How many rows of the input an output row reads."""
+        """Number of input rows that an output row reads."""
         return self.dilation * (self.size - 1) + 1
 
     def taps(self, rows: Rows, h: Array) -> list[Float[Array, "c l"]]:
-        """What the elements of the kernel, row by row, are multiplied with in output row h."""
+        """The factors of the kernel's elements, row by row, in output row h."""
         window = take_rows(rows, h, self.rows)
         steps = range(0, self.rows, self.dilation)
         return [window[i, :, j * self.n : j * self.n + self.pixels] for i in steps for j in steps]
@@ -227,11 +227,11 @@ def depthwise_conv(
     padding: int,
     dilation: int,
 ) -> Float[Array, "h2 c w2 n"]:
-    """Convolution of each channel with a kernel of its own.
+    """Depthwise convolution: each channel has its own kernel.
 
-    On one core, batch 14, kernel 5 x 5, a backward pass takes 1.1 ms with 4 channels at 32 x 32 and
-    0.7 ms with 16 at 16 x 16; as a matrix product with a mostly empty kernel 0.7 and 0.75 ms, but
-    that grows with the square of the channels.
+    On one core (batch 14, kernel 5 x 5) a backward pass takes 1.1 ms with 4 channels at 32 x 32 and
+    0.7 ms with 16 at 16 x 16. As a matrix product with a mostly empty kernel it takes 0.7 and
+    0.75 ms, but that grows with the square of the channels.
     """
     return _depthwise_conv_forward(x, kernel, stride, padding, dilation)[0]
 
@@ -259,7 +259,7 @@ def _depthwise_conv_backward(
         return total + jnp.stack(stencil.taps(padded, h)) * take_rows(rows, h, 1)
 
     zeros = jnp.zeros((size * size, *rows.shape[1:]), rows.dtype)
-    # Pixels and images are summed last, once: XLA adds up a row of them one by one.
+    # Pixels and images are summed once at the end: XLA sums each row element by element.
     gradient = lax.fori_loop(0, rows.shape[0], add_row, zeros) @ jnp.ones(rows.shape[2], rows.dtype)
     x = _convolve(_padded(cotangent, reach - padding), kernel[::-1, ::-1], dilation, n)
     return x, gradient.reshape(kernel.shape)

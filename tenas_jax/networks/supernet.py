@@ -1,7 +1,7 @@
 """Cells of supernets, which take a traced mask of the operators kept.
 
-An edge's weights are `mask / max(number kept, 1)`, which is the original's softmax over 0 (kept)
-and -1000 (pruned); an edge with everything pruned contributes zero.
+An edge's weights are `mask / max(number kept, 1)`, which equals the original's softmax over 0
+(kept) and -1000 (pruned). An edge without operators contributes zero.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,11 +28,11 @@ from tenas_jax.numerics import PRECISION
 ComputeEdges = Callable[[Array, Array, int, int], Sequence[Array]]
 Pullback = Callable[[Array], tuple[PyTree, Array]]
 
-# The Flax collection into which networks sow the images of their layout after each cell.
+# The Flax collection for the images after each cell, in the network's layout.
 FEATURES = "features"
-# Edges that a step of a loop serves: with 1 products of matrices have a single row, with more there
-# are more edges that are none, and more of a grouped convolution's kernel is zeros. A row of
-# darts-cifar10 takes 0.40, 0.28, 0.38 and 0.37 s with 1 to 4.
+# Edges per step of a loop. With 1, matrix products have a single row; with more, there is more
+# padding and grouped convolutions have more zeros in their kernels. A row of darts-cifar10 takes
+# 0.40, 0.28, 0.38 and 0.37 s with 1 to 4.
 EDGES_AT_ONCE = 2
 
 
@@ -49,18 +49,18 @@ def edge_weights(mask: Bool[Array, "edge op"], dtype: DTypeLike) -> Float[Array,
 class Cell(nn.Module):
     """A cell with all operators of a space on all edges.
 
-    All edges that leave a node are computed at once: an operator's weights for them are stacked.
+    All edges that leave a node are computed at once, with stacked weights of each operator.
 
     Args:
         space: the search space.
         features: channels of each node.
         layout: memory layout of the images.
         initializer: name of the kernels' initializer.
-        stride: of the edges that leave the cell's inputs.
-        single_path: promises that no edge keeps two operators. Only those are computed then that
-            lie on a path from an input to the output, or that are kept, if patterns are sown.
-        rolled: whether to compute edges in loops (see `tenas_jax.networks.rolled`) on layouts that
-            have them. Single paths that are not sow no activation patterns.
+        stride: stride of the edges that leave the cell's inputs.
+        single_path: no edge keeps two operators. Then only the operators on a path from an input to
+            the output are computed; if patterns are sown, all operators kept.
+        rolled: whether to compute edges in loops (see `tenas_jax.networks.rolled`), if the layout
+            supports them. Single paths that are not rolled sow no activation patterns.
     """
 
     space: CellSpace
@@ -91,7 +91,7 @@ class Cell(nn.Module):
 
     @property
     def _options(self) -> dict[str, Callable[..., Op]]:
-        """What may be on an edge of a single path: the operators, and none."""
+        """The options of an edge in a single path: each operator, or no operator."""
         return {**dict(self.space.operators), NONE: Zero}
 
     def _one_by_one(
@@ -126,7 +126,7 @@ class Cell(nn.Module):
         return jnp.split(outputs, edges, self.layout.channel_axis)
 
     def _in_loops(self, inputs: Sequence[Array], mask: Bool[Array, "edge op"]) -> list[Array]:
-        """The values of all nodes: a loop over the edges, two where the inputs are larger."""
+        """The values of all nodes, by a loop over the edges; two loops if the inputs are larger."""
         layout, first = self.layout, jnp.stack(inputs)
         shape = list(subsample(layout, inputs[0], self.stride).shape)
         shape[layout.channel_axis] = self.features
@@ -146,7 +146,7 @@ class Cell(nn.Module):
         nodes: tuple[int, ...],
         mask: Bool[Array, "edge op"],
     ) -> Float[Array, "node ..."]:
-        """The values with what the edges that leave some nodes add to them."""
+        """Add the outputs of the edges that leave some nodes to the values."""
         operators = self._options if self.single_path else dict(self.space.operators)
         steps = Steps(self.space, nodes, 1 if self.single_path else EDGES_AT_ONCE)
         stride = 1 if inputs is None else self.stride
@@ -163,7 +163,7 @@ class Cell(nn.Module):
             op = operators[name](*common, parent=None)
             y, sown = op.apply({"params": params}, x, weight, mutable=wanted)
             found = {each: jax.tree.leaves(sown[each]) for each in wanted if each in sown}
-            # Neurons first, so that those of several operators are one array.
+            # Neurons first, so that several operators form one array.
             return y, {
                 each: jnp.concatenate([x.T for x in leaves]) for each, leaves in found.items()
             }
@@ -199,7 +199,7 @@ class Cell(nn.Module):
     def _kept(
         self, x: Array, mask: Bool[Array, "edge op"], node: int, stride: int
     ) -> Sequence[Array]:
-        """The same if an edge keeps one operator or none: no other is computed."""
+        """The same if an edge keeps at most one operator; no other is computed."""
         params = self.variables["params"]
         operators = self._options
         nothing = list(operators).index(NONE)
@@ -226,11 +226,11 @@ class Cell(nn.Module):
 def _passing(
     apply: Callable[[PyTree, Array], Array],
 ) -> Callable[[PyTree, Array], tuple[Array, Array]]:
-    """The function of `(params, x)` with x itself as a first result.
+    """The function of `(params, x)` that also returns x, as its first result.
 
-    The edges that leave a node pass x on from one to the next. Backwards each adds its cotangent to
-    that of x where it computes it; otherwise `lax.switch` would write zeros for `none`, and each
-    sum over edges would be another pass over the images.
+    The edges that leave a node pass x on from one to the next. In the backward pass each edge adds
+    its cotangent to that of x where it computes it. Otherwise `lax.switch` would write zeros for
+    `none`, and each sum over edges would be another pass over the images.
     """
 
     @jax.custom_vjp
@@ -250,17 +250,17 @@ def _passing(
 
 
 def classifier(num_classes: int, initializer: str) -> nn.Dense:
-    """The linear layer at the end of a network; its bias, zero here, is not part of the kernel."""
+    """The linear layer at the end of a network; its bias is zero and not part of the kernel."""
     kernel = get_initializer(initializer)
     return nn.Dense(num_classes, kernel_init=kernel, precision=PRECISION, name="classifier")
 
 
 def sow_features(module: nn.Module, x: Array) -> None:
-    """Hand out the images after a cell, where the caller wants them.
+    """Sow the images after a cell, if the caller asks for them.
 
     Args:
-        module: the calling module, whose collection `FEATURES` takes them if it is mutable.
-        x: the images of the layout, the array itself that the next cell reads.
+        module: the calling module; sows into its collection `FEATURES` if it is mutable.
+        x: the images in the layout; the same array that the next cell reads.
     """
     if not module.is_initializing() and module.is_mutable_collection(FEATURES):
         module.sow(FEATURES, "cells", x)
