@@ -278,7 +278,7 @@ def module(f):
             lambda x, mask: tenas_jax.mixed(mask[0], [jnp.tanh, jnp.sum], x),
             "make them return one shape",
         ),
-        (lambda x, mask: jnp.zeros((len(x), 10)), "hands out no features"),
+        (lambda x, mask: jnp.zeros((len(x), 10)), "sows no features"),
         (lambda x, mask: jnp.zeros((len(x), 10)), "leave out the metric zen"),
     ],
 )
@@ -327,7 +327,7 @@ def test_measure_under_jit_is_the_same():
         (["kapa"], "unknown metric 'kapa'"),
         ([my_nas.PROGRESSIVITY], "features need a search space"),
         ("az_trainability", "features need a search space"),
-        ("zen", "does not hand out its variances: zen needs a search space"),
+        ("zen", "does not expose its variances: zen needs a search space"),
         ([FREE], "is of search spaces, not of single models"),
     ],
 )

@@ -203,7 +203,7 @@ def test_metrics_of_a_row_are_numbers_of_its_mask(space, metrics):
 
 
 def test_zen_of_an_operator_of_ones_own_is_refused_in_a_line():
-    """Flax's batch normalization does not hand out its variance."""
+    """Flax's batch normalization does not expose its variance."""
     size, x = ProxySize(4, cells=1), jnp.ones((2, 8, 8, 3))
     mask = jnp.asarray(OWN_OPERATOR.initial_mask())
     network = OWN_OPERATOR.supernet(size, NHWC)

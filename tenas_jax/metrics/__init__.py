@@ -1,4 +1,4 @@
-"""The pure metrics of any model, and the registry of metrics."""
+"""Pure metrics of any model, and the registry of metrics."""
 
 import lazy_loader
 

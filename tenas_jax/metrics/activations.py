@@ -1,4 +1,4 @@
-"""Activation patterns of any JAX model, read off its jaxpr: no hooks, no changes to the model."""
+"""Activation patterns of any JAX model, read from its jaxpr without hooks or changes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ SMOOTH = ("refuse", "ignore", "sign")
 _REMEDY = "apply the nonlinearity outside, or loop with lax.scan instead of lax.while_loop"
 
 Found = list[tuple[Bool[Array, "n neurons"], Bool[Array, "neurons"]]]
-"""For each nonlinearity its pattern, and which of its neurons were executed."""
+"""The pattern of each nonlinearity, and which of its neurons were executed."""
 
 
 def activation_patterns(
@@ -45,34 +45,34 @@ def activation_patterns(
     elements of every piecewise-linear nonlinearity of the samples, however it is written:
 
     - a maximum, a minimum or a comparison of floating-point values (`jax.nn.relu`, leaky ReLU,
-      `jnp.where(x > 0, x, 0)`, `x * (x > 0)`) is active where the first of the two that depends on
-      the samples is chosen, or is the greater one;
-    - a `clamp`, a ReLU6 or a hard tanh has two thresholds, and two neurons for each element;
-    - an absolute value or a sign is active where its argument is positive;
-    - a maximum over an axis (maxout, global pooling) has a neuron for each element, active where it
-      is the greatest.
+      `jnp.where(x > 0, x, 0)`, `x * (x > 0)`) is active if the first operand that depends on the
+      samples is chosen, or is the greater one;
+    - a `clamp`, a ReLU6 or a hard tanh has two thresholds, and two neurons per element;
+    - an absolute value or a sign is active if its argument is positive;
+    - a maximum over an axis (maxout, global pooling) has a neuron per element, active if it is the
+      greatest.
 
-    What does not depend on the samples has no neurons, such as a ReLU of a parameter or the random
-    numbers of a dropout. Neither have the scales of normalization layers, which clamp variances.
-    `jit`, `vmap`, `remat` and functions with derivatives of their own are looked into. In a `scan`
-    the neurons of each step count.
+    Values that do not depend on the samples have no neurons, such as a ReLU of a parameter or the
+    random numbers of a dropout. The scales of normalization layers, which clamp variances, have
+    none either. The transform looks into `jit`, `vmap`, `remat` and functions with custom
+    derivatives. In a `scan` the neurons of each step count.
 
     Args:
         f: a function of pytrees of arrays that returns one array [n, ...], samples first.
-        argnum: which argument is the samples; by default the last.
-        sample_axis: the axis of the samples in the output of a nonlinearity where several have n
-            elements and tracing `f` for 2 n samples does not tell which it is.
-        smooth: what to do where a nonlinearity is smooth (GELU, SiLU, softmax, products of samples)
-            and thus has no linear regions: `refuse` the model, `ignore` it, or take the `sign` of
-            its argument for a pattern.
+        argnum: index of the argument with the samples; by default the last.
+        sample_axis: the axis of the samples in the output of a nonlinearity, if several axes have n
+            elements and tracing `f` for 2 n samples does not tell them apart.
+        smooth: how to treat a smooth nonlinearity (GELU, SiLU, softmax, products of samples), which
+            has no linear regions: `refuse` the model, `ignore` the nonlinearity, or use the `sign`
+            of its argument as the pattern.
         max_pooling: whether pooling windows count, by which of their elements is the greatest.
 
     Returns:
-        A function of the same arguments that returns the patterns [n, neurons], the nonlinearities
+        A function of the same arguments that returns the patterns [n, neurons], with nonlinearities
         in order of execution. It can be transformed by `jit` and `vmap`. It raises `InputError` if
         `f` returns something else, has no such nonlinearity, has one inside `lax.while_loop` or
-        another primitive that cannot be followed, or has one whose axis of samples is not known.
-        NaN is inactive, and so is every neuron in a branch of `lax.cond` that was not taken.
+        another primitive that cannot be followed, or has one with an unknown sample axis. NaN is
+        inactive, and so are all neurons in a branch of `lax.cond` that was not taken.
 
     Raises:
         InputError: `smooth` is unknown.
@@ -100,20 +100,20 @@ def executed_patterns(
     smooth: str = "refuse",
     max_pooling: bool = False,
 ) -> Callable[..., tuple[Bool[Array, "n neurons"], Bool[Array, "neurons"]]]:
-    """Transform a model into its activation patterns, and into which of its neurons were executed.
+    """Like `activation_patterns`, but also return which neurons were executed.
 
     Args:
-        f: see `activation_patterns`, like all arguments but `required`.
+        f: see `activation_patterns`.
         required: whether a model without neurons is an error.
-        argnum: which argument is the samples.
-        sample_axis: where that is ambiguous.
-        smooth: what to do with smooth nonlinearities.
-        max_pooling: whether pooling windows count.
+        argnum: see `activation_patterns`.
+        sample_axis: see `activation_patterns`.
+        smooth: see `activation_patterns`.
+        max_pooling: see `activation_patterns`.
 
     Returns:
         A function of the same arguments that returns the patterns [n, neurons], and for each neuron
-        whether it was executed: in a branch of `lax.cond` that was not taken it was not. It raises
-        `InputError` where `activation_patterns` does.
+        whether it was executed: it was not if it is in a branch of `lax.cond` that was not taken.
+        It raises `InputError` in the same cases as `activation_patterns`.
 
     Raises:
         InputError: `smooth` is unknown.
@@ -166,9 +166,8 @@ class _Reader:
     Args:
         n: number of samples.
         sign: whether smooth functions of one argument have neurons.
-        max_pooling: whether pooling windows have.
-        axes: the axis of samples of each equation with neurons, by its identity and that of its
-            scope.
+        max_pooling: whether pooling windows have neurons.
+        axes: the sample axis of each equation with neurons, by its identity and that of its scope.
     """
 
     n: int
@@ -191,12 +190,12 @@ class _Reader:
                 yield from self.inner_neurons(scope, eqn)
 
     def inner_neurons(self, scope: Scope, eqn: JaxprEqn) -> Iterator[tuple[Scope, JaxprEqn]]:
-        """Those in what an equation calls, unless that is smooth as a whole."""
+        """The equations with neurons in what an equation calls, unless that is smooth."""
         if not scope.is_smooth(eqn):
             yield from chain.from_iterable(map(self.neurons, scope.scopes(eqn)))
 
     def find_axes(self, program: Scope, twice: Scope | None, sample_axis: int | None) -> None:
-        """Find the axis of samples of all neurons, if need be in the program of 2 n samples."""
+        """Find the sample axis of all neurons, if necessary from the program of 2 n samples."""
         neurons = list(self.neurons(program))
         shapes = [_pattern_shape(*each) for each in neurons]
         doubled = [_pattern_shape(*each) for each in self.neurons(twice)] if twice else []
@@ -253,7 +252,7 @@ class _Reader:
         output: Array,
         read: Callable[[Any], Any],
     ) -> Iterator[Bool[Array, "..."]]:
-        """What is active of an equation, a pattern for each threshold."""
+        """The patterns of an equation, one per threshold."""
         name = eqn.primitive.name
         if not scope.is_piecewise(eqn):
             yield jnp.greater(read(scope.argument(eqn)), 0)
@@ -288,7 +287,7 @@ class _Reader:
     def _interpret_cond(
         self, scope: Scope, eqn: JaxprEqn, operands: Sequence[Any]
     ) -> tuple[list[Any], Found]:
-        """Every branch returns the neurons of all: its own, and zeros for those of the others."""
+        """Every branch returns the neurons of all branches, with zeros for those of the others."""
         index, *args = operands
         inner = scope.scopes(eqn)
         shapes = [
@@ -324,14 +323,14 @@ class _Reader:
             list(operands[constants + carries :]),
             **{name: eqn.params[name] for name in ("length", "reverse", "unroll")},
         )
-        # All nonlinearities of the first step, then those of the second: the order of execution.
+        # In order of execution: all nonlinearities of the first step, then those of the second.
         order = slice(None, None, -1 if eqn.params["reverse"] else 1)
         by_step = jnp.moveaxis(patterns[order], 0, 1).reshape(self.n, -1)
         return [*carry, *ys], [(by_step, executed[order].reshape(-1))]
 
 
 def _comparisons(scope: Scope, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Bool[Array, "..."]]:
-    """What is active of an elementwise equation, for each of its thresholds."""
+    """The patterns of an elementwise equation, one per threshold."""
     name = eqn.primitive.name
     if name in ("abs", "sign"):
         return [jnp.greater(operands[0], 0)]
@@ -346,7 +345,7 @@ def _comparisons(scope: Scope, eqn: JaxprEqn, operands: Sequence[Any]) -> list[B
 
 
 def _windows(eqn: JaxprEqn, x: Array) -> Array:
-    """The elements of each window of a pooling, on a new last axis."""
+    """The elements of each pooling window, on a new last axis."""
     params = eqn.params
     fill = -jnp.inf if eqn.primitive.name.endswith("max") else jnp.inf
     padding = [
@@ -372,7 +371,7 @@ def _windows(eqn: JaxprEqn, x: Array) -> Array:
 
 
 def _pattern_shape(scope: Scope, eqn: JaxprEqn) -> tuple[int, ...]:
-    """The shape of an equation's patterns before the samples come first."""
+    """The shape of an equation's patterns before the sample axis is moved to the front."""
     name = eqn.primitive.name
     if name in WINDOWS:
         windows: Any = eqn.outvars[0].aval
@@ -384,7 +383,7 @@ def _pattern_shape(scope: Scope, eqn: JaxprEqn) -> tuple[int, ...]:
 
 
 def bind(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
-    """The outputs of an equation of a jaxpr for some operands."""
+    """Evaluate an equation of a jaxpr."""
     outputs = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
     return list(outputs) if eqn.primitive.multiple_results else [outputs]
 
@@ -403,7 +402,7 @@ def _num_samples(jaxpr: ClosedJaxpr) -> int:
 def _twice_the_samples(
     f: Callable[..., Any], args: Sequence[Any], position: int, n: int
 ) -> Scope | None:
-    """The program of 2 n samples; None where `f` takes no other number of them."""
+    """The program of 2 n samples; None if `f` accepts only n."""
 
     def doubled(leaf: Any) -> Any:
         shape = list(jnp.shape(leaf))
@@ -417,7 +416,7 @@ def _twice_the_samples(
         return None
     try:
         jaxpr = jax.make_jaxpr(f)(*args[:position], samples, *args[position + 1 :])
-    except Exception:  # of any kind: what the model says to a number that it does not take
+    except Exception:  # the model may raise anything for another number of samples
         return None
     return analyze(jaxpr, _is_sample(args, position))
 

@@ -1,15 +1,15 @@
-"""Rows made comparable for Pearson's correlation, and which of them have none."""
+"""Standardize rows for Pearson's correlation, and detect constant rows."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 
 def varies(x: Float[Array, "..."], axis: int = -1) -> Bool[Array, "..."]:
-    """Whether the elements along an axis, which is kept, differ by more than their rounding.
+    """Whether the elements along an axis differ by more than rounding errors; keeps the axis.
 
     Args:
         x: numbers.
-        axis: along which they are compared.
+        axis: the axis.
 
     Example:
         >>> varies(jnp.array([[1.0, 2.0], [1.0, 1.0 + 1e-7]])).tolist()
@@ -20,19 +20,19 @@ def varies(x: Float[Array, "..."], axis: int = -1) -> Bool[Array, "..."]:
 
 
 def standardized(x: Float[Array, "... elements"]) -> Float[Array, "... elements"]:
-    """Rows without their means, of norm 1: products of two are their correlation.
+    """Center rows and scale them to norm 1, so that inner products are correlations.
 
     Args:
-        x: rows along the last axis, of whatever scale.
+        x: rows along the last axis, of any scale.
 
     Returns:
-        Rows of the same shape; zeros where a row is constant, which has no correlation.
+        Rows of the same shape; zeros for a constant row, which has no correlation.
 
     Example:
         >>> standardized(jnp.array([[1.0, 1.0, 4.0, 4.0], [2.0, 2.0, 2.0, 2.0]])).tolist()
         [[-0.5, -0.5, 0.5, 0.5], [0.0, 0.0, 0.0, 0.0]]
     """
-    # By the largest element first, whose square may be too small or too large a number.
+    # Divide by the largest element first: its square may underflow or overflow.
     largest = jnp.abs(x).max(-1, keepdims=True)
     scaled = x / jnp.where(largest == 0, 1, largest)
     centered = scaled - scaled.mean(-1, keepdims=True)

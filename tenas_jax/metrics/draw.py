@@ -1,4 +1,4 @@
-"""One draw of weights and images, which all metrics of a measurement share."""
+"""One draw of weights and images, shared by all metrics of a measurement."""
 
 from functools import cached_property, partial
 from typing import Any
@@ -21,20 +21,19 @@ from tenas_jax.numerics import random_key
 class Draw:
     """A model with one draw of its weights, and the images it is measured on.
 
-    This is what the function of a `Metric` gets. Everything is computed when it is first asked for
-    and then kept, so that metrics share the kernel, the patterns and the images, and what none of
-    them asks for costs nothing. Ask for it outside of `jax.lax.cond`, `jax.lax.scan` and the like.
+    This is the argument of the function of a `Metric`. Quantities are computed on first access and
+    cached: metrics share the kernel, the patterns and the images, and unused quantities cost
+    nothing. Access them outside of `jax.lax.cond`, `jax.lax.scan` and similar transformations.
 
     Args:
         apply_fn: maps `(params, x)` to the logits [n, classes].
         params: the weights.
-        x: the images [n, h, w, channels], or whatever else `apply_fn` takes.
-        labels: class of each sample, where the data has classes.
+        x: the images [n, h, w, channels], or any other input of `apply_fn`.
+        labels: class of each sample, if the data has classes.
         second_batch: more samples like `x`, for metrics that compare two batches.
-        key: for what a metric draws at random; a draw of its own is
-            `jax.random.fold_in(draw.key, 1)`.
-        mask: the operators kept, where the model is the supernet of a search space.
-        select: whether the parameter at a path takes part in metrics of gradients.
+        key: random key for metrics; for an independent key use `jax.random.fold_in(draw.key, 1)`.
+        mask: the operators kept, if the model is the supernet of a search space.
+        select: whether gradient metrics use the parameter at a path.
         counting: `sample_axis`, `smooth` and `max_pooling` of `activation_patterns`.
 
     Example:
@@ -71,17 +70,17 @@ class Draw:
 
     @cached_property
     def x(self) -> Any:
-        """The samples, normalized images [n, h, w, channels] in a search."""
+        """The samples; in a search, normalized images [n, h, w, channels]."""
         return self._given["x"]
 
     @cached_property
     def second_batch(self) -> Any:
-        """Other samples, as many as `x` has in a search."""
+        """Other samples; in a search, as many as in `x`."""
         return self._require("second_batch", "a second batch")
 
     @cached_property
     def labels(self) -> Int[Array, "n"]:
-        """The class of each sample; see `labels` of `SearchConfig` for those of a search."""
+        """The class of each sample; in a search, selected by `SearchConfig.labels`."""
         labels: Array = self._require("labels", "labels")
         return labels
 
@@ -94,15 +93,15 @@ class Draw:
     def patterns(self) -> Bool[Array, "n neurons"]:
         """Which neuron is active for which sample of `x`; see `activation_patterns`.
 
-        Neurons of pruned operators are not in the network; their columns copy that of a neuron that
-        is.
+        Neurons of pruned operators are not in the network; their columns copy that of a present
+        neuron.
         """
         patterns, counts = self._patterns_and_counts
         return jnp.where(counts[None] > 0, patterns, patterns[:, [jnp.argmax(counts)]])
 
     @cached_property
     def neuron_counts(self) -> Int[Array, "neurons"]:
-        """How many times each neuron of `patterns` is in the network; 0 for pruned operators."""
+        """How often each neuron of `patterns` occurs in the network; 0 for pruned operators."""
         return self._patterns_and_counts[1]
 
     @cached_property
@@ -113,10 +112,9 @@ class Draw:
 
     @property
     def region_patterns(self) -> Bool[Array, "sample neurons"]:
-        """The activation patterns that linear regions are counted by.
+        """The activation patterns for counting linear regions; see `tenas_jax.linear_regions`.
 
-        In a search they are those of the space's region network on small patches; see
-        `tenas_jax.linear_regions`.
+        In a search they are those of the space's region network on small patches.
         """
         return self.patterns
 
@@ -124,39 +122,39 @@ class Draw:
         """The images after each cell of the network.
 
         Raises:
-            InputError: the network does not hand them out.
+            InputError: the network does not expose them.
         """
         raise InputError("a plain model has no cells: features need a search space")
 
     @cached_property
     def feature_gradients(self) -> list[tuple[Array, Array]]:
-        """What random cotangents of the features give before each cell; see `feature_gradients`.
+        """Random cotangents of the features, pulled back through each cell; `feature_gradients`.
 
         Raises:
-            InputError: the network does not hand out features.
+            InputError: the network does not expose its features.
         """
         return feature_gradients(self.features, self.key)
 
     def normalized_features(
         self, params: PyTree, x: Any
     ) -> tuple[Float[Array, "n h w channels"], Float[Array, " layers"]]:
-        """The images after the last cell, and the logarithms of what they are normalized by.
+        """The images after the last cell, and the logarithms of their normalization constants.
 
         Raises:
-            InputError: the network does not hand them out.
+            InputError: the network does not expose them.
         """
-        raise InputError("a plain model does not hand out its variances: zen needs a search space")
+        raise InputError("a plain model does not expose its variances: zen needs a search space")
 
     def logits_without_normalization(self, params: PyTree, x: Any) -> Float[Array, "n classes"]:
-        """The logits with every normalization layer replaced by the identity, in a search."""
+        """The logits; in a search, with normalization layers replaced by the identity."""
         return self.logits(params, x)
 
     def logits_once(self, params: PyTree, x: Any) -> Float[Array, "n classes"]:
-        """`logits` for a few passes: in a search a form that compiles sooner and runs slower."""
+        """`logits` for a few passes; in a search, a form that compiles faster and runs slower."""
         return self.logits(params, x)
 
     def logits_by_jax(self, params: PyTree, x: Any) -> Float[Array, "n classes"]:
-        """`logits` that can be differentiated twice, and are quick for a single sample."""
+        """`logits` that can be differentiated twice and are fast for a single sample."""
         return self.logits(params, x)
 
     @cached_property
@@ -167,19 +165,19 @@ class Draw:
 
     @cached_property
     def input_jacobian(self) -> tuple[Float[Array, "n inputs"], Float[Array, "n classes"]]:
-        """The gradient of the summed outputs by each sample, and the logits it is of."""
+        """The gradient of the summed outputs by each sample, and the logits."""
         return input_jacobian(partial(self.logits_once, self.params), self.x)
 
     @cached_property
     def sample_gradients(self) -> SampleGradients:
-        """Sums over samples of the gradients of their own cross-entropy by `params`."""
+        """Statistics over samples of the gradients of their own cross-entropy by `params`."""
         return sample_gradients(
             self.logits_by_jax, self.params, self.x, self.labels, select=self.is_kernel
         )
 
     @cached_property
     def flow(self) -> Flow:
-        """What synflow and log-synflow are made of: at positive weights, of one image of ones."""
+        """The terms of synflow and log-synflow, at positive weights, for one image of ones."""
         ones = jax.tree.map(lambda leaf: jnp.ones((1, *leaf.shape[1:]), leaf.dtype), self.x)
         return positive_flow(
             self.logits_without_normalization, self.params, ones, select=self.is_kernel
@@ -187,12 +185,12 @@ class Draw:
 
     @property
     def is_stacked(self) -> Select:
-        """Whether the parameter at a path is that of several layers, along its first axis."""
+        """Whether the parameter at a path stacks several layers along its first axis."""
         return lambda path: False
 
     @property
     def is_kernel(self) -> Select:
-        """Whether the parameter at a path takes part in metrics of gradients."""
+        """Whether gradient metrics use the parameter at a path."""
         return self._select
 
     def _require(self, name: str, what: str) -> Any:

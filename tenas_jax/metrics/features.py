@@ -17,29 +17,29 @@ from tenas_jax.metrics.model import Select, at_least_single, is_weight
 from tenas_jax.numerics import PRECISION, highest_precision
 
 Features = Sequence[Shaped[Array, "..."]]
-"""Images [n, h, w, channels] after each cell; anything else is refused in one line."""
+"""Images [n, h, w, channels] after each cell; anything else is rejected."""
 Values = dict[Var, Array]
 
 
 def az_expressivity(features: Features) -> Float[Array, ""]:
-    """Expressivity of AZ-NAS, the sum over cells of the entropy of their features' spectrum.
+    """Expressivity of AZ-NAS: the sum over cells of the entropy of their features' spectrum.
 
-    With p the eigenvalues of the covariance of the channels over all pixels of all images, as parts
-    of their sum, a cell has -sum_i p_i log(p_i + 1e-8) (Lee and Ham, CVPR 2024). It is the greater,
-    the more evenly the features fill their space, and at most the logarithm of the channels.
+    The value of a cell is -sum_i p_i log(p_i + 1e-8), where p are the eigenvalues of the covariance
+    of the channels over all pixels of all images, divided by their sum (Lee and Ham, CVPR 2024). It
+    grows as the features fill their space more evenly, up to the logarithm of the channels.
 
-    The published code takes the features after the stem and the residual blocks between stages,
-    too; here they are whatever is given, in a search those after each cell.
+    The published code also uses the features after the stem and after the residual blocks between
+    stages; here the caller chooses them. A search uses those after each cell.
 
     Args:
         features: the images [n, h, w, channels] after each cell.
 
     Returns:
-        A scalar in nats; higher is better. Minus infinity where the features after a cell are
-        constant, as in the published code; NaN only where features are.
+        A scalar in nats; higher is better. Minus infinity if the features after a cell are
+        constant, as in the published code; NaN only if features are NaN.
 
     Raises:
-        InputError: there are no features, or they are no images of real numbers.
+        InputError: there are no features, or they are not images of real numbers.
 
     Example:
         >>> x = jnp.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
@@ -51,19 +51,19 @@ def az_expressivity(features: Features) -> Float[Array, ""]:
 
 
 def az_progressivity(features: Features) -> Float[Array, ""]:
-    """Progressivity of AZ-NAS, the least gain in expressivity from one cell to the next.
+    """Progressivity of AZ-NAS: the smallest gain in expressivity from one cell to the next.
 
-    It is min_l (s_l - s_(l-1)) with s_l the expressivity of cell l alone (Lee and Ham, CVPR 2024).
+    It is min_l (s_l - s_(l-1)), where s_l is the expressivity of cell l (Lee and Ham, CVPR 2024).
 
     Args:
         features: the images [n, h, w, channels] after each cell; see `az_expressivity`.
 
     Returns:
-        A scalar in nats; higher is better. Minus infinity where the features after a cell are
-        constant, as in the published code; NaN only where features are.
+        A scalar in nats; higher is better. Minus infinity if the features after a cell are
+        constant, as in the published code; NaN only if features are NaN.
 
     Raises:
-        InputError: there are fewer than two cells, or features are no images of real numbers.
+        InputError: there are fewer than two cells, or features are not images of real numbers.
 
     Example:
         >>> x = jnp.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
@@ -78,25 +78,24 @@ def az_progressivity(features: Features) -> Float[Array, ""]:
 def az_trainability(
     gradients: Sequence[tuple[Shaped[Array, "..."], Shaped[Array, "..."]]],
 ) -> Float[Array, ""]:
-    """Trainability of AZ-NAS, the mean over cells of 2 - sigma - 1 / (sigma + 1e-6).
+    """Trainability of AZ-NAS: the mean over cells of 2 - sigma - 1 / (sigma + 1e-6).
 
-    sigma is the spectral norm of an estimate of the cell's Jacobian, the mean over all pixels of
-    all images of the outer product of a random cotangent of the cell's output, of signs +-1, and
-    the gradient that it gives at the cell's input (Lee and Ham, CVPR 2024). It is best at sigma 1,
-    where gradients neither vanish nor explode. Where the output is smaller, the pixels of the input
-    that make one of the output are its channels.
+    sigma is the spectral norm of an estimate of the cell's Jacobian (Lee and Ham, CVPR 2024): the
+    mean over all pixels of all images of the outer product of a random cotangent of the cell's
+    output, with entries +-1, and the resulting gradient at the cell's input. The optimum is sigma =
+    1, where gradients neither vanish nor explode. If the output is smaller than the input, the
+    input pixels that correspond to one output pixel are treated as channels.
 
     Args:
         gradients: for each cell but the first, the cotangent of its features and the gradient by
-            the features of the cell before, both [n, h, w, channels], as `feature_gradients` gives
-            them.
+            the features of the previous cell, both [n, h, w, channels], from `feature_gradients`.
 
     Returns:
         A scalar of at most about 0; higher is better. A cell without connections has about -10^6.
-        Minus infinity where a cell is the identity, as in the published code.
+        Minus infinity if a cell is the identity, as in the published code.
 
     Raises:
-        InputError: there are none, or sizes do not divide one another.
+        InputError: there are no cells, or sizes do not divide one another.
 
     Example:
         >>> signs = jnp.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
@@ -112,22 +111,22 @@ def az_trainability(
 
 
 def meco(features: Features) -> Float[Array, ""]:
-    """MeCo, the sum over cells of the least eigenvalue of the correlations of their channels.
+    """MeCo: the sum over cells of the smallest eigenvalue of the correlation of their channels.
 
     The correlations are Pearson's, over the pixels of an image (Jiang et al., NeurIPS 2023). The
-    published code takes one image of Gaussian noise, 64 x 64, and the outputs of all modules; here
-    it is the mean over the images given, and features are in a search those after each cell.
+    published code uses one 64 x 64 image of Gaussian noise and the outputs of all modules. Here the
+    value is the mean over the given images; a search uses the features after each cell.
 
     Args:
         features: the images [n, h, w, channels] after each cell.
 
     Returns:
-        A scalar from 0 to the number of cells; higher is better. As in the published code a channel
-        that is constant is correlated with none, not with itself either, so that its image has 0;
-        so has one with fewer pixels than channels.
+        A scalar from 0 to the number of cells; higher is better. As in the published code, a
+        constant channel has no correlation, not even with itself, so its image gives 0; an image
+        with fewer pixels than channels also gives 0.
 
     Raises:
-        InputError: there are no features, or they are no images of real numbers.
+        InputError: there are no features, or they are not images of real numbers.
 
     Example:
         >>> x = jnp.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
@@ -149,27 +148,28 @@ def zen(
 ) -> Float[Array, ""]:
     """Zen-score, log E |f(e) - f(e + gamma e')|_1 + sum_l log sigma_l (Lin et al., ICCV 2021).
 
-    f are the features before global pooling, of a network whose weights are Gaussian of variance 1;
-    e and e' are Gaussian images; sigma_l^2 is the variance that batch normalization l divides by,
-    averaged over its channels. As in the published code the norm is the sum of absolute values,
-    where the paper has the Frobenius norm, and every batch normalization counts, side by side or
-    not; as in the paper the variances are those of the batch, where the code has running averages,
-    in which 1 has most of the weight. In a search f are the features after the last cell, before
-    the last batch normalization, which does not count, and operators that no path goes through do
-    not count either; the shift is that of one draw.
+    f are the features before global pooling of a network with Gaussian weights of variance 1; e and
+    e' are Gaussian images; sigma_l^2 is the variance that batch normalization l divides by,
+    averaged over its channels.
+
+    - As in the published code, the norm is the sum of absolute values (the paper has the Frobenius
+      norm), and every batch normalization counts, including parallel ones.
+    - As in the paper, the variances are those of the batch (the code has running averages, in which
+      the initial 1 dominates).
+    - In a search, f are the features after the last cell, before the last batch normalization,
+      which does not count. Operators on no path do not count either. The shift is a single draw.
 
     Args:
         f: maps the parameters and images to the features [n, ...] and the logarithm of sigma_l of
-            each batch normalization, 0 for those that are not there.
-        params: parameters, whose values are replaced where they are selected.
-        x: images [n, h, w, channels], of which only the shape matters.
-        key: of the weights and images.
-        select: whether the parameter at a path is a weight that is drawn; by default all but
-            biases.
-        gamma: how far images are shifted.
+            each batch normalization, 0 for absent ones.
+        params: parameters; the values of selected ones are replaced.
+        x: images [n, h, w, channels]; only their shape matters.
+        key: key for the weights and images.
+        select: whether the parameter at a path is a weight to draw; by default all but biases.
+        gamma: size of the shift of images.
 
     Returns:
-        A scalar; higher is better. Minus infinity where the features do not depend on the images.
+        A scalar; higher is better. Minus infinity if the features do not depend on the images.
 
     Example:
         >>> def f(params, x):
@@ -202,22 +202,22 @@ def zen(
 def feature_gradients(
     f: Callable[[], Sequence[Array]], key: Key[Array, ""]
 ) -> list[tuple[Array, Array]]:
-    """Random cotangents of a model's features, and what they give at the features before.
+    """Random cotangents of a model's features, pulled back to the previous features.
 
-    The model is cut between one feature and the next, so that a gradient passes through what is
-    between them alone: all of them take one backward pass. It is cut in its jaxpr, no module needs
-    to be edited.
+    The model is cut between consecutive features, so that each gradient passes only through the
+    part between them; together they cost one backward pass. The cut is made in the jaxpr, so no
+    module needs to be edited.
 
     Args:
-        f: computes the features, one array after each cell, each from the one before.
-        key: of the signs.
+        f: computes the features, one array after each cell, each from the previous one.
+        key: key for the signs.
 
     Returns:
-        For each feature but the first, a cotangent of it, +-1 with equal probability, and the
-        gradient by the feature before, in its shape.
+        For each feature but the first, its cotangent, +-1 with equal probability, and the gradient
+        by the previous feature, in the shape of that.
 
     Raises:
-        InputError: a feature does not depend on the one before.
+        InputError: a feature does not depend on the previous one.
 
     Example:
         >>> def f():
@@ -229,14 +229,14 @@ def feature_gradients(
         >>> feature_gradients(f, jax.random.key(0))
         Traceback (most recent call last):
         ...
-        tenas_jax.errors.InputError: features 3 do not depend on features 2: hand out what the \
+        tenas_jax.errors.InputError: features 3 do not depend on features 2: give what the \
 next cell reads
     """
     program = jax.make_jaxpr(f)()
     eqns, outputs = program.jaxpr.eqns, program.jaxpr.outvars
     known: Values = dict(zip(program.jaxpr.constvars, program.consts, strict=True))
     if not outputs or any(isinstance(output, Literal) for output in outputs):
-        raise InputError("the features are constants: hand out what the next cell reads")
+        raise InputError("the features are constants: give what the next cell reads")
     known = _run(_needed(eqns, outputs[0], known), known)
     gradients = []
     for i, (before, after) in enumerate(pairwise(outputs), start=1):
@@ -249,7 +249,7 @@ next cell reads
             varying.update(eqn.outvars if depends else ())
         if after not in varying:
             raise InputError(
-                f"features {i + 1} do not depend on features {i}: hand out what the next cell reads"
+                f"features {i + 1} do not depend on features {i}: give what the next cell reads"
             )
         known = _run(others, known)
 
@@ -262,7 +262,7 @@ next cell reads
 
 
 def _needed(eqns: Sequence[JaxprEqn], target: Var, known: Iterable[Var]) -> list[JaxprEqn]:
-    """The equations that a variable needs besides what is known, in order."""
+    """The equations needed to compute a variable from known values, in order."""
     wanted, needed = {target}.difference(known), []
     for eqn in reversed(eqns):
         if wanted.intersection(eqn.outvars):
@@ -273,7 +273,7 @@ def _needed(eqns: Sequence[JaxprEqn], target: Var, known: Iterable[Var]) -> list
 
 
 def _run(eqns: Iterable[JaxprEqn], known: Values) -> Values:
-    """What is known after some equations."""
+    """Evaluate equations, and return all known values."""
     values = dict(known)
     for eqn in eqns:
         operands = [atom.val if isinstance(atom, Literal) else values[atom] for atom in eqn.invars]
@@ -284,12 +284,12 @@ def _run(eqns: Iterable[JaxprEqn], known: Values) -> Values:
 def _between(
     eqns: Sequence[JaxprEqn], before: Var, after: Var, known: Values
 ) -> Callable[[Array], Array]:
-    """The function from one variable to another."""
+    """The function that maps one variable to another."""
     return lambda x: _run(eqns, known | {before: x})[after]
 
 
 def _images(features: Features, fewest: int) -> list[Float[Array, "n h w channels"]]:
-    """The features in single precision at least, if they are so many images or more."""
+    """Check the features, and convert them to at least single precision."""
     if len(features) < fewest:
         raise InputError(
             f"number of features: {len(features)}, and this metric needs at least {fewest}"
@@ -304,13 +304,13 @@ def _images(features: Features, fewest: int) -> list[Float[Array, "n h w channel
 
 
 def _entropies(features: Features, fewest: int) -> Float[Array, "cell"]:
-    """The entropy of each cell's spectrum; infinite where features are constant."""
+    """The entropy of each cell's spectrum; infinite if its features are constant."""
     return jnp.stack([_entropy(x) for x in _images(features, fewest)])
 
 
 def _entropy(x: Float[Array, "n h w channels"]) -> Float[Array, ""]:
     pixels = x.reshape(-1, x.shape[-1])
-    largest = jnp.abs(pixels).max()  # squares of very small or large numbers are none
+    largest = jnp.abs(pixels).max()  # squares may underflow or overflow
     scaled = pixels / jnp.where(largest == 0, 1, largest)
     channels = varies(pixels, 0)
     centered = jnp.where(channels, scaled - scaled.mean(0, keepdims=True), 0)
@@ -354,14 +354,14 @@ def _trainability(cotangent: Array, gradient: Array) -> Float[Array, ""]:
 
 
 def _least_eigenvalues(x: Float[Array, "n h w channels"]) -> Float[Array, "n"]:
-    """Of the correlations of the channels of each image."""
+    """The smallest eigenvalue of the channel correlations of each image."""
     n, *_, channels = x.shape
     rows = standardized(x.transpose(0, 3, 1, 2).reshape(n, channels, -1))
     correlations = jnp.matmul(rows, rows.transpose(0, 2, 1), precision=PRECISION)
     finite = jnp.isfinite(correlations).all((1, 2))
     eye = jnp.eye(channels, dtype=x.dtype)[None]
     usable = jnp.where(finite[:, None, None], correlations, eye)
-    # One matrix after the other: several batches of them at a time wait for each other's threads on
-    # a CPU of two cores, for ever.
+    # Sequentially: on a CPU with two cores, several batches at a time deadlock, waiting for each
+    # other's threads.
     least = jax.lax.map(lambda matrix: jnp.linalg.eigvalsh(matrix)[0], usable)
     return jnp.where(finite, jnp.maximum(least, 0), jnp.nan)

@@ -1,7 +1,7 @@
 """Multiply-adds of a program, read from its jaxpr.
 
-Following the tables of NAS-Bench-201 and the papers on the DARTS space, those of convolutions and
-matrix products count; batch normalization, activations and pooling do not.
+As in the tables of NAS-Bench-201 and the papers on the DARTS space, convolutions and matrix
+products count; batch normalization, activations and pooling do not.
 """
 
 import math
@@ -15,7 +15,7 @@ from jax.extend import core
 from tenas_jax.errors import InputError
 
 Path = tuple[str, ...]  # names of modules, from the outermost to the innermost
-MARK = "@"  # before the names of modules among the scopes of a program
+MARK = "@"  # prefix of module names among the scopes of a program
 
 
 def flops(f: Callable[..., Any], *args: Any) -> int:
@@ -26,7 +26,7 @@ def flops(f: Callable[..., Any], *args: Any) -> int:
         *args: its arguments; shapes suffice (`jax.ShapeDtypeStruct`).
 
     Raises:
-        InputError: they depend on values: a loop of unknown length, or branches that differ.
+        InputError: the number depends on values: a loop of unknown length, or branches that differ.
 
     Example:
         >>> flops(jax.numpy.matmul, jax.numpy.zeros((2, 3)), jax.numpy.zeros((3, 5)))
@@ -39,7 +39,7 @@ def products(jaxpr: core.Jaxpr, path: Path) -> Counter[Path]:
     """Multiply-adds of a program by the module they belong to.
 
     Args:
-        jaxpr: the program. Modules are the scopes whose names begin with `MARK`.
+        jaxpr: the program. Modules are the scopes whose names start with `MARK`.
         path: the module that the whole program belongs to.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Metrics of how a model's outputs depend on its samples: the gradients by the samples."""
+"""Metrics of the input Jacobian: the gradients of a model's outputs by its samples."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ from tenas_jax.metrics.model import at_least_single, require_labels, require_log
 from tenas_jax.numerics import PRECISION, highest_precision, require_numbers
 
 Jacobian = Shaped[Array | np.ndarray, "..."]
-"""A matrix of real numbers [n, inputs]; anything else is refused in one line."""
+"""A matrix of real numbers [n, inputs]; anything else is rejected."""
 # Added to eigenvalues and correlations before their logarithm; k in both publications.
 OFFSET = 1e-5
 # From more classes than this, EPE-NAS compares their scores, which it otherwise adds.
@@ -27,8 +27,8 @@ def input_jacobian(
 ) -> tuple[Float[Array, "n inputs"], Float[Array, "n classes"]]:
     """The gradient of the sum of all outputs by each sample (Mellor et al. 2020).
 
-    It is a single backward pass. Where the samples of a batch interact, as they do in train-mode
-    batch normalization, the gradient by a sample is that of the outputs of all of them, as in the
+    This takes a single backward pass. If the samples of a batch interact, as in train-mode batch
+    normalization, the gradient by a sample is that of the outputs of all samples, as in the
     published code.
 
     Args:
@@ -36,10 +36,10 @@ def input_jacobian(
         x: the samples, a pytree of real floating-point arrays [n, ...].
 
     Returns:
-        The gradients [n, inputs], a row for each sample, and the logits [n, classes].
+        The gradients [n, inputs], one row per sample, and the logits [n, classes].
 
     Raises:
-        InputError: `x` holds NaN or something else than such numbers, or `f` returns no logits.
+        InputError: `x` contains NaN or other values, or `f` does not return logits.
 
     Example:
         >>> x = jnp.array([[1.0, 2.0], [3.0, 4.0]])
@@ -67,24 +67,23 @@ def input_jacobian(
 def jacov(jacobian: Jacobian) -> Float[Array, ""]:
     """Jacobian covariance, -sum_i log(v_i + k) + 1 / (v_i + k) (Mellor et al. 2020, version 1).
 
-    v are the eigenvalues of the matrix of correlations between the rows of the Jacobian, k is 1e-5.
-    It is the score of "Neural Architecture Search without Training" in its first version
-    (arXiv 2006.04647v1), as NASLib computes it; that of the later versions is `naswot`.
+    v are the eigenvalues of the correlation matrix of the Jacobian's rows; k is 1e-5. This is the
+    score of the first version of "Neural Architecture Search without Training"
+    (arXiv 2006.04647v1), as computed by NASLib; the score of later versions is `naswot`.
 
-    Unlike in the published code the eigenvalues are squares of singular values of the normalized
-    Jacobian. They are the same numbers, but none is negative by rounding, so that single precision
-    is enough for their reciprocals.
+    Unlike in the published code, the eigenvalues are squared singular values of the normalized
+    Jacobian. They are the same numbers, but rounding makes none of them negative, so single
+    precision suffices for their reciprocals.
 
     Args:
-        jacobian: the gradient of the outputs by each sample, as `input_jacobian` gives it.
+        jacobian: the gradient of the outputs by each sample, from `input_jacobian`.
 
     Returns:
-        A scalar of at most about -n, which it is if no two samples are correlated; higher is
-        better. NaN where a row is constant, as all are in a network without connections: it has
-        no correlation.
+        A scalar of at most about -n, the value if no two samples are correlated; higher is better.
+        NaN if a row is constant and has no correlation, as in a network without connections.
 
     Raises:
-        InputError: the Jacobian is no matrix of real floating-point numbers.
+        InputError: the Jacobian is not a matrix of real floating-point numbers.
 
     Example:
         >>> float(jacov(jnp.array([[1.0, -1.0, 0.0, 0.0], [0.0, 0.0, 1.0, -1.0]])).round(2))
@@ -95,7 +94,7 @@ def jacov(jacobian: Jacobian) -> Float[Array, ""]:
     rows = _rows(jacobian)
     finite = jnp.isfinite(rows).all()
     singular_values = jnp.linalg.svd(jnp.where(finite, rows, 0), compute_uv=False)
-    missing = len(rows) - len(singular_values)  # where there are fewer inputs than samples
+    missing = len(rows) - len(singular_values)  # with fewer inputs than samples
     shifted = jnp.square(jnp.pad(singular_values, (0, missing))) + OFFSET
     return jnp.where(finite, -(jnp.log(shifted) + 1 / shifted).sum(), jnp.nan)
 
@@ -105,25 +104,25 @@ def epe_nas(
 ) -> Float[Array, ""]:
     """EPE-NAS, sum over classes c of |sum_ij log(|R_c,ij| + k)| (Lopes et al. 2021).
 
-    R_c are the correlations between the rows of the Jacobian that belong to samples of class c, and
-    k is 1e-5. Of more than 100 classes the inner sums s_c are divided by the number of samples of
-    the class, and the score is sum_cd |s_c - s_d| over the number of classes.
+    R_c are the correlations between the Jacobian's rows of samples of class c; k is 1e-5. With more
+    than 100 classes, the inner sums s_c are divided by the number of samples of the class, and the
+    score is sum_cd |s_c - s_d| divided by the number of classes.
 
-    As in the published code and NASLib, classes without samples do not count; those of a single
-    sample add the logarithm of 1 + k, and of more than 100 classes they do not count either.
+    As in the published code and NASLib, classes without samples do not count. Classes with a single
+    sample add the logarithm of 1 + k; with more than 100 classes they do not count either.
 
     Args:
-        jacobian: the gradient of the outputs by each sample, as `input_jacobian` gives it.
+        jacobian: the gradient of the outputs by each sample, from `input_jacobian`.
         labels: class of each sample, from 0.
         num_classes: outputs of the model.
 
     Returns:
-        A scalar of at least 0; higher is better. NaN where a row is constant: it has no
-        correlation; and of more than 100 classes where no class has two samples.
+        A scalar of at least 0; higher is better. NaN if a row is constant and has no correlation,
+        or if there are more than 100 classes and no class has two samples.
 
     Raises:
-        InputError: the Jacobian is no matrix of real floating-point numbers, or labels are not one
-            class for each sample.
+        InputError: the Jacobian is not a matrix of real floating-point numbers, or labels are not
+            one class per sample.
 
     Example:
         >>> jacobian = jnp.array([[1.0, -1.0, 0.0, 0.0], [0.0, 0.0, 1.0, -1.0]])
@@ -147,7 +146,7 @@ def epe_nas(
 
 
 def _rows(jacobian: Jacobian) -> Float[Array, "n inputs"]:
-    """The standardized rows; NaN where one is constant."""
+    """The standardized rows; constant rows become NaN."""
     if jacobian.ndim != 2 or not jnp.issubdtype(jacobian.dtype, jnp.floating):
         raise InputError(
             f"the Jacobian is {jacobian.dtype} of shape {jacobian.shape}: give real numbers "

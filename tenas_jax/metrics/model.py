@@ -1,4 +1,4 @@
-"""What metrics of gradients take of a model: its weights, told from biases by name, and logits."""
+"""The weights and logits of a model for gradient metrics; biases are recognized by name."""
 
 import re
 from collections.abc import Callable
@@ -26,19 +26,20 @@ _BOXES = ("value", "raw_value")
 
 
 def is_weight(path: tuple[Any, ...]) -> bool:
-    """Whether a parameter is a weight, not a bias, by the last name on its path.
+    """Whether a parameter is a weight rather than a bias, by the last name on its path.
 
-    The original differentiates what has `weight` in its name: convolution kernels, scales of batch
-    normalizations and the classifier's kernel (`lib/procedures/ntk.py`, line 46). Biases are `bias`
-    and what has it in its name, `b` and such as `b1`, `b_out` and `conv_b`, and `offset` and `beta`
-    of normalizations. Positions in lists, and the `value` in which Flax NNX boxes an array, are no
-    names; those of nested dictionaries may be joined by `/` or `.`, or be tuples.
+    The original differentiates parameters with `weight` in their name: convolution kernels, scales
+    of batch normalizations and the classifier's kernel (`lib/procedures/ntk.py`, line 46). Biases
+    are `bias` and names that contain it; `b` and names such as `b1`, `b_out` and `conv_b`; and
+    `offset` and `beta` of normalizations. Positions in lists, and the `value` in which Flax NNX
+    boxes an array, do not count as names. Names of nested dictionaries may be joined by `/` or `.`,
+    or be tuples.
 
     Args:
-        path: as `jax.tree_util.tree_leaves_with_path` gives it.
+        path: a path from `jax.tree_util.tree_leaves_with_path`.
 
     Raises:
-        InputError: there is no name, or it is that of a list in which there may be both.
+        InputError: there is no name, or it names a list that may contain both.
 
     Example:
         >>> params = {"linear": {"w": 1.0, "b": 0.0}}  # Haiku
@@ -66,10 +67,10 @@ bias: name it, or give select=, such as select=lambda path: path[-1].idx == 0
 
 
 def select_leaves(tree: PyTree, select: Select) -> list[Array]:
-    """The leaves of a tree at selected paths, in single precision at least.
+    """The leaves of a tree at selected paths, in at least single precision.
 
     Args:
-        tree: of parameters or their gradients.
+        tree: parameters or their gradients.
         select: whether the leaf at a path is selected.
 
     Raises:
@@ -87,7 +88,7 @@ def select_leaves(tree: PyTree, select: Select) -> list[Array]:
 
 
 def at_least_single(dtype: Any) -> Any:
-    """The data type for sums, products and eigenvalues of values of this type.
+    """The data type, at least single, for sums, products and eigenvalues of this type.
 
     Example:
         >>> print(at_least_single(jnp.bfloat16))
@@ -97,15 +98,15 @@ def at_least_single(dtype: Any) -> Any:
 
 
 def require_weights(params: PyTree, select: Select) -> None:
-    """Refuse parameters that a metric of gradients cannot take.
+    """Reject parameters that a gradient metric cannot use.
 
     Args:
         params: parameters, a pytree of arrays.
-        select: whether the parameter at a path takes part.
+        select: whether the parameter at a path is used.
 
     Raises:
-        InputError: none is selected, one is that is not of real floating-point numbers, or a leaf
-            holds NaN or is no array.
+        InputError: no parameter is selected; a selected one does not have real floating-point
+            numbers; or a leaf contains NaN or is not an array.
 
     Example:
         >>> require_weights({"kernel": 2.0, "step": 1}, is_weight)
@@ -126,10 +127,10 @@ floating-point numbers: leave it out by select=, or close over it
 
 
 def require_outputs(outputs: Any) -> None:
-    """Refuse outputs of a model that are not an array of real numbers.
+    """Reject outputs of a model that are not an array of real numbers.
 
     Raises:
-        InputError: they are something else, or there are none.
+        InputError: the outputs are something else or empty.
 
     Example:
         >>> require_outputs(jnp.ones((2, 3), complex))
@@ -149,10 +150,10 @@ floating-point numbers
 
 
 def require_logits(outputs: Any) -> None:
-    """Refuse outputs of a model that are not one matrix [n, classes] of real numbers.
+    """Reject outputs of a model that are not one matrix [n, classes] of real numbers.
 
     Raises:
-        InputError: they are something else, or there are none.
+        InputError: the outputs are something else or empty.
 
     Example:
         >>> require_logits(jnp.ones(3))
@@ -168,15 +169,15 @@ def require_logits(outputs: Any) -> None:
 
 
 def require_labels(labels: Labels, n: int, classes: int) -> None:
-    """Refuse labels that are not one class for each of n samples.
+    """Reject labels that are not one class for each of n samples.
 
     Args:
-        labels: class of each sample, from 0; their values are not known under `jit` or `vmap`.
-        n: how many samples there are.
-        classes: how many classes.
+        labels: class of each sample, from 0; under `jit` or `vmap` their values are unknown.
+        n: number of samples.
+        classes: number of classes.
 
     Raises:
-        InputError: their shape, their data type or one of them is not that of a class.
+        InputError: their shape or data type is wrong, or one is not a class.
 
     Example:
         >>> require_labels(jnp.array([0.5]), 1, 2)
@@ -192,11 +193,11 @@ def require_labels(labels: Labels, n: int, classes: int) -> None:
 
 
 def require_classes(labels: Labels, classes: int | None = None) -> None:
-    """Refuse labels of no class, where they are known: not under `jit` or `vmap`.
+    """Reject labels that are not classes; under `jit` or `vmap` this cannot be checked.
 
     Args:
-        labels: of any shape.
-        classes: how many classes there are; None: unknown.
+        labels: labels of any shape.
+        classes: number of classes; None: unknown.
 
     Raises:
         InputError: one is negative, or not below the number of classes.
@@ -209,7 +210,7 @@ def require_classes(labels: Labels, classes: int | None = None) -> None:
     """
     if isinstance(labels, jax.core.Tracer) or not labels.size:
         return
-    # Not `jnp`: in a function that is traced it would make tracers of constants.
+    # Not `jnp`, which would turn constants into tracers in a traced function.
     first, last = np.asarray(labels).min(), np.asarray(labels).max()
     if first < 0 or (classes is not None and last >= classes):
         most = "" if classes is None else f" to {classes - 1}"

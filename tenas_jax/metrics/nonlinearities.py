@@ -1,7 +1,7 @@
-"""The nonlinear operations of a program in its samples, read off its jaxpr.
+"""The operations of a program that are nonlinear in its samples, read from its jaxpr.
 
-The primitive of an equation and the roles of its operands tell whether it is linear in the samples,
-piecewise linear, or neither. What a normalization computes its scale from counts as linear.
+The primitive of an equation and the roles of its operands determine whether it is linear in the
+samples, piecewise linear, or neither. The computation of a normalization's scale counts as linear.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 Atom = Var | Literal
 
-# Primitives that call one jaxpr with their operands, once.
+# Primitives that call one jaxpr once, with their operands.
 CALLS = ("jit", "closed_call", "remat2", "custom_jvp_call", "custom_vjp_call")
 # Piecewise-linear primitives.
 EXTREMA = ("argmax", "argmin", "reduce_max", "reduce_min")
@@ -31,9 +31,9 @@ _SUMS = ("psum", "psum_invariant", "reduce_sum", "reduce_window_sum")
 _CONTRACTIONS = ("conv_general_dilated", "dot_general", "ragged_dot", "ragged_dot_general")
 _POWERS = ("integer_pow", "square")
 _ROOTS = ("cbrt", "pow", "rsqrt", "sqrt")
-# Smooth, and the sign of their argument tells nothing.
+# Smooth primitives whose argument's sign is meaningless.
 _NO_SIGNS = (*_CONTRACTIONS, *_POWERS, *_ROOTS, "mul", "div")
-# Linear in all operands that may depend on samples, but for indices and predicates.
+# Linear in all operands that may depend on samples, except indices and predicates.
 _LINEAR = frozenset(
     """
     add add_any all_gather all_gather_invariant all_to_all broadcast_in_dim broadcast_to complex
@@ -54,13 +54,13 @@ class Role(IntEnum):
     CONSTANT = 0
     """Not at all."""
     STEP = 1
-    """By comparisons alone: piecewise constant."""
+    """Only through comparisons: piecewise constant."""
     SCALE = 2
     """A root of a shared value, which normalizations divide by."""
     ROOT = 3
     """A root of any other value."""
     SHARED = 4
-    """A sum over elements, or what is broadcast to several."""
+    """A sum over elements, or a value broadcast to several."""
     ANY = 5
     """In any other way."""
 
@@ -70,7 +70,7 @@ class Reach(IntEnum):
 
     NOT = 0
     CUT = 1
-    """Through `stop_gradient` alone."""
+    """Only through `stop_gradient`."""
     WHOLE = 2
 
 
@@ -88,11 +88,11 @@ class Scope:
         return Role.CONSTANT if isinstance(atom, Literal) else self.roles[atom]
 
     def scopes(self, eqn: JaxprEqn) -> tuple["Scope", ...]:
-        """What an equation calls, where its operands depend on the samples."""
+        """The scopes of what an equation calls, if its operands depend on the samples."""
         return self.inner.get(id(eqn), ())
 
     def equations(self) -> Iterator[tuple["Scope", JaxprEqn]]:
-        """All equations, those of what they call included, each with its scope."""
+        """All equations, including those of what they call, each with its scope."""
         for eqn in self.jaxpr.eqns:
             yield self, eqn
             yield from chain.from_iterable(scope.equations() for scope in self.scopes(eqn))
@@ -104,7 +104,7 @@ class Scope:
             and _is_real(eqn)
             and any(map(self.role, eqn.invars))
             and not _is_identity(eqn)
-            # The greatest element that a softmax subtracts cancels.
+            # The maximum that a softmax subtracts cancels.
             and self._reaches(eqn) > (Reach.CUT if eqn.primitive.name in EXTREMA else Reach.NOT)
         )
 
@@ -123,9 +123,9 @@ class Scope:
                 yield from chain.from_iterable(each.smooth_names() for each in self.scopes(eqn))
 
     def argument(self, eqn: JaxprEqn) -> Atom | None:
-        """The argument of a smooth function that has one.
+        """The argument of a smooth function with one argument.
 
-        For an exponential of a softmax it is before the greatest element is subtracted.
+        For the exponential in a softmax, it is the value before the maximum is subtracted.
         """
         arguments = [atom for atom in eqn.invars if self.role(atom)]
         if len(arguments) != 1 or eqn.primitive.name in _NO_SIGNS or not _is_real(eqn):
@@ -145,7 +145,7 @@ class Scope:
         return arguments[0]
 
     def takes_roots(self) -> bool:
-        """Whether a root is taken of what depends on the samples, as normalizations do."""
+        """Whether the program takes a root of a sample-dependent value, as normalizations do."""
         return any(
             eqn.primitive.name in _ROOTS and any(scope._operand_roles(eqn))
             for scope, eqn in self.equations()
@@ -154,7 +154,7 @@ class Scope:
     def _is_smooth_function(self, eqn: JaxprEqn) -> bool:
         """Whether an equation calls a function that is smooth as a whole.
 
-        Those of `jax.nn` and those with derivatives of their own: there is a maximum in softplus.
+        Those of `jax.nn` and those with custom derivatives: softplus, for example, has a maximum.
         """
         if not (eqn.primitive.name == "custom_jvp_call" or hasattr(jax.nn, _called(eqn) or "-")):
             return False
@@ -173,7 +173,7 @@ def analyze(jaxpr: ClosedJaxpr, is_sample: Sequence[bool]) -> Scope:
     """Find how the values of a program depend on the samples and reach its output.
 
     Args:
-        jaxpr: of the program.
+        jaxpr: the program.
         is_sample: which of its inputs are samples.
 
     Example:
@@ -190,9 +190,9 @@ def analyze(jaxpr: ClosedJaxpr, is_sample: Sequence[bool]) -> Scope:
 
 
 def scan_arity(eqn: JaxprEqn) -> tuple[int, int]:
-    """Numbers of constants and of carries of a scan: what its body takes and returns whole.
+    """Numbers of constants and carries of a scan, which its body takes and returns whole.
 
-    The parameters that hold them differ among versions of JAX.
+    The parameters that contain them differ between versions of JAX.
     """
 
     def whole(outer: Sequence[Any], inner: Sequence[Any]) -> int:
@@ -220,7 +220,7 @@ def _forward(jaxpr: ClosedJaxpr, inputs: Sequence[Role]) -> Scope:
 
 
 def _forward_call(eqn: JaxprEqn, operands: list[Role]) -> tuple[list[Role], tuple[Scope, ...]]:
-    """The roles of what an equation with jaxprs returns, and the scopes of those."""
+    """The roles of the outputs of an equation with jaxprs, and the scopes of these jaxprs."""
     jaxprs, name = list(_jaxprs(eqn)), eqn.primitive.name
     if name in CALLS:
         scope = _forward(jaxprs[0], operands)
@@ -237,7 +237,7 @@ def _forward_call(eqn: JaxprEqn, operands: list[Role]) -> tuple[list[Role], tupl
         return _forward_loop(
             eqn.params["body_jaxpr"], operands, constants, len(operands) - constants
         )
-    # What another primitive gives to which of its jaxprs is not known.
+    # For other primitives, which operands go to which jaxpr is unknown.
     scopes = tuple(_forward(each, [Role.ANY] * len(each.in_avals)) for each in jaxprs)
     return [Role.ANY] * len(eqn.outvars), scopes
 
@@ -259,7 +259,7 @@ def _outputs(scope: Scope) -> list[Role]:
 
 
 def _backward(scope: Scope, outputs: Sequence[Reach]) -> list[Reach]:
-    """How the inputs of a scope reach the output, from how its outputs do; kept for all values."""
+    """How the inputs of a scope reach the output, given its outputs; recorded for all values."""
 
     def reach(atom: Atom, how: Reach) -> None:
         if not isinstance(atom, Literal):
@@ -289,7 +289,7 @@ def _backward_call(eqn: JaxprEqn, scopes: Sequence[Scope], after: list[Reach]) -
     name = eqn.primitive.name
     if name in CALLS:
         return _backward(scopes[0], after)
-    if name == "cond":  # which of its branches is taken has no samples
+    if name == "cond":  # its index does not depend on samples
         branches = [_backward(each, after) for each in scopes]
         return [Reach.NOT, *map(max, zip(*branches, strict=True))]
     if name == "scan":
@@ -306,7 +306,7 @@ def _backward_call(eqn: JaxprEqn, scopes: Sequence[Scope], after: list[Reach]) -
 
 
 def _role(eqn: JaxprEqn, operands: list[Role]) -> Role:
-    """The role of what an equation returns, if an operand depends on the samples."""
+    """The role of an equation's outputs, if an operand depends on the samples."""
     name, greatest = eqn.primitive.name, max(operands)
     if name in _STEPS or (name == "convert_element_type" and _is_boolean(eqn.outvars[0])):
         return Role.STEP
@@ -336,7 +336,7 @@ def _is_smooth(eqn: JaxprEqn, operands: list[Role]) -> bool:
     if name == "convert_element_type":
         return not _is_inexact(eqn.outvars[0]) and not _is_boolean(eqn.outvars[0])
     if max(operands) < Role.SHARED and name in (*_POWERS, "mul", "div"):
-        return False  # of roots: perhaps the inverse of a deviation
+        return False  # of roots: possibly an inverse standard deviation
     if name == "mul" or name in _CONTRACTIONS:
         return all(varying) and not _scales(eqn, operands)
     if name == "div":
@@ -383,7 +383,7 @@ def _dtype(atom: Any) -> Any:
 
 
 def _name(eqn: JaxprEqn) -> str:
-    """The function of `jax.nn` that an equation is of, else what it calls, else its primitive."""
+    """The function of `jax.nn` that an equation belongs to, or what it calls, or its primitive."""
     traceback = eqn.source_info.traceback
     frames: Any = traceback.frames if traceback else ()
     functions = [each.function_name for each in frames if "/jax/_src/nn/" in each.file_name]
@@ -399,7 +399,7 @@ def _jaxprs(eqn: JaxprEqn) -> Iterator[ClosedJaxpr]:
     """The jaxprs among an equation's parameters."""
     for value in eqn.params.values():
         for each in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(each, ClosedJaxpr):  # in newer versions of JAX the only kind
+            if isinstance(each, ClosedJaxpr):  # the only kind in newer versions of JAX
                 yield each
             elif isinstance(each, Jaxpr):
                 yield ClosedJaxpr(each, ())

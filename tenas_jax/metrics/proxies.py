@@ -1,17 +1,17 @@
 """Other training-free proxies of an architecture's accuracy, as pure functions of arrays.
 
-For all of them higher is better. They can be transformed by `jax.jit` and `jax.vmap`, where
-functions (`apply_fn`, `select`) are static.
+For all of them higher is better. They can be transformed by `jax.jit` and `jax.vmap`; functions
+(`apply_fn`, `select`) are static arguments.
 
 Two choices differ from the published implementations (Abdelfattah et al. 2021, Li et al. 2023):
 
-- They take the weights of convolutions and linear layers. Here `select` chooses, by default
-  everything but biases, scales of normalizations included; for the networks of this library
-  `select=lambda path: path[-1].key not in ("scale", "bias")` is theirs.
-- A layer is one leaf of `params`, which matters where layers are not simply added up: `grad_norm`
-  sums their norms, `zico` their logarithms. The supernets of this library stack the weights of
-  parallel edges, so that an operator on three edges that leave one node is one layer there and
-  three in a discrete network. `stacked=` tells them apart, in `zico` and `sum_of_norms`.
+- These use the weights of convolutions and linear layers. Here `select` chooses the parameters, by
+  default everything except biases, including scales of normalizations. For the networks of this
+  library, `select=lambda path: path[-1].key not in ("scale", "bias")` is their choice.
+- A layer is one leaf of `params`. This matters for metrics that are not plain sums over weights:
+  `grad_norm` sums norms of layers, `zico` their logarithms. The supernets of this library stack the
+  weights of parallel edges: an operator on three edges that leave one node is one layer there, but
+  three in a discrete network. `stacked=` separates them, in `zico` and `sum_of_norms`.
 """
 
 import math
@@ -44,7 +44,7 @@ from tenas_jax.numerics import highest_precision, require_arrays, require_number
 
 
 def never(path: tuple[Any, ...]) -> bool:
-    """No leaf is several layers: the default of `stacked=`."""
+    """The default of `stacked=`: no leaf stacks several layers."""
     return False
 
 
@@ -55,8 +55,8 @@ def ntk_trace(ntk: Float[Array, "n n"]) -> Float[Array, ""]:
     gradient of a loss (equation 12); this is neither.
 
     Args:
-        ntk: a symmetric positive semi-definite matrix [n, n]. The trace is NASI's if it is
-            `empirical_ntk(..., reduction="trace")`; the default is of the summed outputs.
+        ntk: a symmetric positive semi-definite matrix [n, n]. NASI's trace needs
+            `empirical_ntk(..., reduction="trace")`; the default kernel is of the summed outputs.
 
     Returns:
         A scalar; higher is better.
@@ -71,11 +71,11 @@ def ntk_trace(ntk: Float[Array, "n n"]) -> Float[Array, ""]:
 def ntk_mean_eigenvalue(ntk: Float[Array, "n n"]) -> Float[Array, ""]:
     """Mean eigenvalue of the NTK, sum_i lambda_i / n (Shu et al. 2022, NASI, proposition 1).
 
-    It is the trace over n: with batches of one size it ranks exactly as `ntk_trace` does.
+    It is the trace divided by n: for batches of the same size it ranks exactly like `ntk_trace`.
 
     Args:
         ntk: a symmetric positive semi-definite matrix [n, n]; see `ntk_trace`. NASI's kernel has
-            n times classes eigenvalues, so that its mean is less by that factor.
+            n times classes eigenvalues, so its mean is smaller by the number of classes.
 
     Returns:
         A scalar; higher is better.
@@ -94,13 +94,13 @@ def naswot(patterns: Patterns, *, counts: Int[Array, "neurons"] | int = 1) -> Fl
 
     Args:
         patterns: which neurons are active for each sample.
-        counts: how many times each neuron is in the network. A supernet of this library has one
-            ReLU for all edges that leave a node by the same operator, a discrete network has as
-            many as there are such edges, or none.
+        counts: how often each neuron occurs in the network. A supernet of this library has one ReLU
+            for all edges that leave a node by the same operator; a discrete network has one per
+            such edge, or none.
 
     Returns:
-        A scalar; higher is better. Minus infinity where the kernel is singular to its precision, as
-        it is if two samples have the same pattern; see `condition_number`.
+        A scalar; higher is better. Minus infinity if the kernel is singular to its precision, for
+        example because two samples have the same pattern; see `condition_number`.
 
     Example:
         >>> round(float(naswot(jnp.eye(2, dtype=bool))), 3)  # log of det [[2, 0], [0, 2]]
@@ -121,13 +121,12 @@ def naswot(patterns: Patterns, *, counts: Int[Array, "neurons"] | int = 1) -> Fl
 def swap(patterns: Patterns) -> Int[Array, ""]:
     """SWAP score: the number of distinct sample-wise activation patterns (Peng et al. 2024).
 
-    The pattern of a neuron is the set of samples that it is active for: columns are counted, where
-    `count_linear_regions` counts rows. Without the paper's regularization by model size.
+    The pattern of a neuron is the set of samples for which it is active. This counts columns, while
+    `count_linear_regions` counts rows. The paper's regularization by model size is left out.
 
     Args:
-        patterns: which neurons are active for each sample. How many times a neuron is in the
-            network changes nothing, except that those of pruned operators, active for no sample,
-            count as one together.
+        patterns: which neurons are active for each sample. Repeated neurons change nothing; those
+            of pruned operators, which are active for no sample, together count as one.
 
     Returns:
         An integer from 1 to the number of neurons; higher is better.
@@ -140,25 +139,25 @@ def swap(patterns: Patterns) -> Int[Array, ""]:
 
 
 class Flow(NamedTuple):
-    """What synflow and log-synflow are made of; see `positive_flow`."""
+    """The terms of synflow and log-synflow; see `positive_flow`."""
 
     weights: PyTree
     """The absolute values of the parameters."""
     output: Float[Array, ""]
     """R, the sum of the outputs."""
     gradient: PyTree
-    """Of log R by the weights; zero where R is."""
+    """The gradient of log R by the weights; zero if R is zero."""
 
 
 @highest_precision()
 def positive_flow(apply_fn: ApplyFn, params: PyTree, x: Any, *, select: Select = is_weight) -> Flow:
-    """The sum of the outputs where all parameters are positive, and the gradient of its logarithm.
+    """The sum of the outputs with positive parameters, and the gradient of its logarithm.
 
     Args:
-        apply_fn: see `synflow`, like all arguments.
-        params: parameters.
-        x: the input.
-        select: which parameters take part.
+        apply_fn: see `synflow`.
+        params: see `synflow`.
+        x: see `synflow`.
+        select: see `synflow`.
 
     Raises:
         InputError: see `synflow`.
@@ -198,27 +197,27 @@ def synflow(
 ) -> Float[Array, ""]:
     """Logarithm of synflow, log sum |theta dR/dtheta| at |theta| (Tanaka et al. 2020).
 
-    R is the sum of the outputs. It grows exponentially with depth, so that the published code works
-    in double precision; here the score is log R + log sum |theta d(log R)/dtheta|, which is finite
-    where R is.
+    R is the sum of the outputs. It grows exponentially with depth, so the published code uses
+    double precision. Here the score is log R + log sum |theta d(log R)/dtheta|, which is finite if
+    R is.
 
     Args:
-        apply_fn: maps `(params, x)` to the outputs, without normalization of `x`: that would undo
-            the scale of the weights, which is what synflow measures. Abdelfattah et al. 2021
-            replace it by the identity as well.
-        params: parameters, a pytree of arrays; all take their absolute values.
-        x: the input, one image of ones. If R overflows, a smaller constant: without biases R is
-            proportional to it, and the result is less by the same amount for all architectures.
-        select: whether the parameter at a path takes part in the sum; by default all but biases.
+        apply_fn: maps `(params, x)` to the outputs, without normalization: that would cancel the
+            scale of the weights, which synflow measures. Abdelfattah et al. 2021 also replace
+            normalization by the identity.
+        params: parameters, a pytree of arrays; their absolute values are used.
+        x: the input, one image of ones. If R overflows, use a smaller constant: without biases R is
+            proportional to it, and all architectures' results decrease by the same amount.
+        select: whether the sum includes the parameter at a path; by default all but biases.
 
     Returns:
-        A scalar; higher is better. Minus infinity where the outputs are zero or depend on no
-        selected parameter.
+        A scalar; higher is better. Minus infinity if the outputs are zero or depend on no selected
+        parameter.
 
     Raises:
         InputError: the model normalizes, R overflows or is negative, no parameter is selected, or
-            one has the wrong data type. Inside `jit` and `vmap`, where R is not known, the result
-            is NaN if it overflows or is negative.
+            one has the wrong data type. Inside `jit` and `vmap`, where R is unknown, the result is
+            NaN if R overflows or is negative.
 
     Example:
         >>> params = {"kernel": jnp.array([[1.0], [-2.0]])}
@@ -230,11 +229,11 @@ def synflow(
 
 
 def flow_of_weights(flow: Flow, select: Select = is_weight) -> Float[Array, ""]:
-    """The logarithm of the flow through all selected weights, which `synflow` is.
+    """Compute `synflow` from its terms: the logarithm of the flow through all selected weights.
 
     Args:
         flow: see `positive_flow`.
-        select: which parameters take part.
+        select: see `synflow`.
 
     Example:
         >>> weights = {"kernel": jnp.array([1.0, 2.0])}
@@ -259,21 +258,21 @@ def grad_norm(
 ) -> Float[Array, ""]:
     """Gradient norm, sum over layers l of |dL/dtheta_l|_2 (Abdelfattah et al. 2021).
 
-    L is the mean cross-entropy. As in their code the norms of the layers are added, which is not
-    the norm of the whole gradient.
+    L is the mean cross-entropy. As in their code, the norms of the layers are summed, which differs
+    from the norm of the whole gradient.
 
     Args:
         apply_fn: maps `(params, x)` to the logits [n, classes]; differentiable in reverse mode.
         params: parameters, a pytree of arrays; a layer is a leaf.
-        x: the batch, in whatever form `apply_fn` takes.
+        x: the batch, in any form that `apply_fn` takes.
         labels: class of each sample, from 0.
-        select: whether the parameter at a path takes part; by default all but biases.
+        select: whether the parameter at a path is used; by default all but biases.
 
     Returns:
         A scalar; higher is better.
 
     Raises:
-        InputError: logits or labels have the wrong shape, labels are no classes, no parameter is
+        InputError: logits or labels have the wrong shape, labels are not classes, no parameter is
             selected, or one has the wrong data type.
 
     Example:
@@ -298,11 +297,11 @@ def snip(
     L is the mean cross-entropy.
 
     Args:
-        apply_fn: see `grad_norm`, like all arguments.
-        params: parameters.
-        x: the batch.
-        labels: class of each sample.
-        select: which parameters take part.
+        apply_fn: see `grad_norm`.
+        params: see `grad_norm`.
+        x: see `grad_norm`.
+        labels: see `grad_norm`.
+        select: see `grad_norm`.
 
     Returns:
         A scalar; higher is better.
@@ -330,24 +329,24 @@ def zico(
 ) -> Float[Array, ""]:
     """ZiCo, sum over layers of log(sum over weights of mean |g| / std g) (Li et al. 2023, eq. 15).
 
-    g are the gradients of the mean cross-entropy in two or more batches. As in the published code
-    the deviation is of g, in the paper it is of |g|; weights without any deviation and layers
-    without any such weight are left out. Unlike in that code, which does not reset them, gradients
-    of one batch do not contain those of the batches before.
+    g are the gradients of the mean cross-entropy in two or more batches. As in the published code,
+    the standard deviation is of g (in the paper of |g|); weights with zero deviation, and layers
+    with only such weights, are left out. Unlike in that code, which does not reset gradients, those
+    of a batch do not include earlier batches.
 
     Args:
         apply_fn: maps `(params, x[i])` to the logits [n, classes]; differentiable in reverse mode.
         params: parameters, a pytree of arrays; a layer is a leaf.
-        x: the batches along the first axis, in whatever form `apply_fn` takes; the paper has 2.
+        x: the batches along the first axis, in any form that `apply_fn` takes; the paper has 2.
         labels: class of each sample, from 0.
-        select: whether the parameter at a path takes part; by default all but biases.
-        stacked: whether the leaf at a path is several layers along its first axis.
+        select: whether the parameter at a path is used; by default all but biases.
+        stacked: whether the leaf at a path stacks several layers along its first axis.
 
     Returns:
         A scalar; higher is better.
 
     Raises:
-        InputError: there are fewer than two batches, their numbers differ, or see `grad_norm`.
+        InputError: there are fewer than two batches, or their numbers differ; also see `grad_norm`.
 
     Example:
         >>> params, x = {"kernel": jnp.zeros((1, 2))}, jnp.array([[[1.0]], [[3.0]]])
@@ -373,7 +372,7 @@ def zico(
         return jnp.where(varies, jnp.abs(gradients).mean(0) / jnp.where(varies, deviation, 1), 0)
 
     def logarithm(ratios: Array) -> Float[Array, ""]:
-        """A layer's term; 0 where no weight's gradient varies."""
+        """A layer's term; 0 if no weight's gradient varies."""
         total = ratios.sum()
         return jnp.log(jnp.where(total > 0, total, 1))
 
@@ -382,16 +381,16 @@ def zico(
 
 
 def parameters(params: PyTree) -> int:
-    """Number of parameters, biases included; a plain number, known without their values.
+    """Number of parameters, including biases; a Python int, known without their values.
 
     Args:
-        params: parameters, or their shapes as `jax.eval_shape` gives them.
+        params: parameters, or their shapes from `jax.eval_shape`.
 
     Returns:
         A count; higher is better.
 
     Raises:
-        InputError: something in it is no array.
+        InputError: a leaf is not an array.
 
     Example:
         >>> parameters({"kernel": jnp.zeros((3, 4)), "bias": jnp.zeros(4)})
@@ -407,7 +406,7 @@ def cross_entropy(
     """Mean cross-entropy of a batch, the loss L of `grad_norm`, `snip` and `zico`.
 
     Args:
-        params: parameters; the first argument, by which it is differentiated.
+        params: parameters; the first argument, so that it can be differentiated.
         apply_fn: maps `(params, x)` to the logits [n, classes].
         x: the batch.
         labels: class of each sample, from 0.
@@ -416,15 +415,15 @@ def cross_entropy(
         A scalar, in nats.
 
     Raises:
-        InputError: the logits are no matrix of real numbers, there is not one label for each
-            sample, or a label is no class. Inside `jit` and `vmap` values of labels are not known.
+        InputError: the logits are not a matrix of real numbers, the number of labels is wrong, or a
+            label is not a class. Inside `jit` and `vmap` the values of labels are unknown.
 
     Example:
         >>> loss = cross_entropy(0.0, lambda _, x: x, jnp.zeros((3, 2)), jnp.array([0, 1, 0]))
         >>> round(float(loss), 3)  # log 2
         0.693
     """
-    # Here, because a search that needs no loss need not wait for it.
+    # Imported here, so that searches without a loss need not wait for it.
     import optax  # type: ignore[import-untyped]
 
     logits = apply_fn(params, x)
@@ -437,7 +436,7 @@ def cross_entropy(
 
 @highest_precision()
 def loss_gradient(params: PyTree, apply_fn: ApplyFn, x: Any, labels: Shaped[Array, "n"]) -> PyTree:
-    """Gradient of `cross_entropy` by all parameters, float0 by those that are integers.
+    """Gradient of `cross_entropy` by all parameters; float0 for integer parameters.
 
     Args:
         params: parameters.
@@ -461,12 +460,12 @@ def loss_gradient(params: PyTree, apply_fn: ApplyFn, x: Any, labels: Shaped[Arra
 def sum_of_norms(
     gradient: PyTree, select: Select = is_weight, stacked: Select = never
 ) -> Float[Array, ""]:
-    """Sum over layers of the norm of their gradient, which `grad_norm` is.
+    """Compute `grad_norm` from a gradient: the sum over layers of the norm of their gradient.
 
     Args:
-        gradient: of the loss, a leaf for each layer.
-        select: whether the layer at a path takes part.
-        stacked: whether the leaf at a path is several layers along its first axis.
+        gradient: gradient of the loss, one leaf per layer.
+        select: whether the layer at a path is used.
+        stacked: whether the leaf at a path stacks several layers along its first axis.
 
     Raises:
         InputError: no parameter is selected.
@@ -484,12 +483,12 @@ def sum_of_norms(
 
 
 def saliency(params: PyTree, gradient: PyTree, select: Select = is_weight) -> Float[Array, ""]:
-    """Sum of |theta g| over parameters theta and their gradients g, which `snip` is.
+    """Compute `snip` from a gradient: the sum of |theta g| over parameters theta, gradients g.
 
     Args:
         params: parameters.
-        gradient: of the loss, a tree like `params`.
-        select: whether the parameter at a path takes part.
+        gradient: gradient of the loss, a tree like `params`.
+        select: whether the parameter at a path is used.
 
     Raises:
         InputError: no parameter is selected.
@@ -511,7 +510,7 @@ def _selected(stacked: Select, tree: PyTree, select: Select) -> list[bool]:
 def _sum_over_layers(
     value: Callable[[Array], Array], leaves: Sequence[Array], stacked: Sequence[bool]
 ) -> Float[Array, ""]:
-    """The sum of a value of each layer's weights, computed at once for layers of the same size."""
+    """Sum a function of each layer's weights, vectorized over layers of the same size."""
     by_size: dict[int, list[Float[Array, "layer weights"]]] = {}
     for leaf, several in zip(leaves, stacked, strict=True):
         layers = leaf.reshape(len(leaf) if several else 1, -1)

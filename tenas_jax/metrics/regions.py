@@ -1,4 +1,4 @@
-"""Expressivity: the number of linear regions that samples fall into."""
+"""Expressivity: the number of linear regions that contain samples."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ from tenas_jax.numerics import require_numbers
 
 WORD = 32
 Patterns = Shaped[Array | np.ndarray, "..."]
-"""Booleans [n, neurons]; anything else is refused in one line."""
+"""Booleans [n, neurons]; anything else is rejected."""
 
 
 def linear_regions(
@@ -26,27 +26,27 @@ def linear_regions(
     smooth: str = "refuse",
     max_pooling: bool = False,
 ) -> Int[Array, ""]:
-    """Number of linear regions of a model that samples fall into, R; higher is more expressive.
+    """Number of linear regions of a model that contain samples, R; higher is more expressive.
 
-    The number of distinct activation patterns (TE-NAS, equations 4 and 5) of all piecewise-linear
-    nonlinearities of `x` that `activation_patterns` finds. Use small images, of 3 x 3 pixels as
-    TE-NAS does: those of larger ones all differ.
+    This is the number of distinct activation patterns (TE-NAS, equations 4 and 5) of all
+    piecewise-linear nonlinearities of `x` found by `activation_patterns`. Use small images, such as
+    TE-NAS's 3 x 3 pixels: the patterns of larger images are all distinct.
 
     Args:
         apply_fn: maps `(params, x)` to one array [n, ...], samples first; see
             `activation_patterns` for its neurons.
         params: parameters, a pytree of arrays.
-        x: the samples, in whatever form `apply_fn` takes.
-        sample_axis: see `activation_patterns`, like the following.
-        smooth: what to do with smooth nonlinearities: `refuse`, `ignore`, or `sign`.
-        max_pooling: whether pooling windows count.
+        x: the samples, in any form that `apply_fn` takes.
+        sample_axis: see `activation_patterns`.
+        smooth: see `activation_patterns`: `refuse`, `ignore`, or `sign`.
+        max_pooling: see `activation_patterns`.
 
     Returns:
         An integer from 1 to n.
 
     Raises:
-        InputError: `activation_patterns` cannot read the model, or `params` or `x` hold NaN. Inside
-            `jit` and `vmap` values are not known: there a NaN counts as inactive.
+        InputError: `activation_patterns` cannot read the model, or `params` or `x` contain NaN.
+            Inside `jit` and `vmap` values are unknown, and NaN counts as inactive.
 
     Example:
         >>> from jax.nn import relu
@@ -65,12 +65,11 @@ def linear_regions(
 def count_linear_regions(patterns: Patterns) -> Int[Array, ""]:
     """Number of distinct activation patterns, R (TE-NAS, equations 4 and 5).
 
-    Exact: the patterns are packed into words and the samples ranked by one word after the other,
-    O(n log n) for each, instead of the original's n x n products in half precision.
+    The count is exact: patterns are packed into words, and samples are ranked by one word after the
+    other, O(n log n) each. The original uses n x n products in half precision.
 
     Args:
-        patterns: which neurons are active for each sample; a column more or less that repeats
-            another one changes nothing.
+        patterns: which neurons are active for each sample; repeated columns change nothing.
 
     Returns:
         An integer from 1 to n.
@@ -86,7 +85,7 @@ def count_linear_regions(patterns: Patterns) -> Int[Array, ""]:
     n = len(bits)
 
     def refine(rank: Int[Array, "n"], word: UInt32[Array, "n"]) -> tuple[Int[Array, "n"], None]:
-        """Ranks by (rank, word) from ranks by the words before."""
+        """Ranks by (rank, word), from ranks by the previous words."""
         rank, word, order = lax.sort((rank, word, jnp.arange(n)), num_keys=2)
         differs = (rank[1:] != rank[:-1]) | (word[1:] != word[:-1])
         refined = jnp.concatenate([jnp.zeros(1, int), jnp.cumsum(differs)])
@@ -97,10 +96,10 @@ def count_linear_regions(patterns: Patterns) -> Int[Array, ""]:
 
 
 def require_patterns(patterns: Any) -> Bool[Array, "n neurons"]:
-    """A matrix of booleans with at least one sample, and nothing else.
+    """Check that patterns are a matrix of booleans with at least one sample.
 
     Raises:
-        InputError: it is not.
+        InputError: they are not.
 
     Example:
         >>> require_patterns(jnp.ones((2, 3)))
@@ -118,7 +117,7 @@ neurons], n of 1 or more
 
 
 def pack(patterns: Bool[Array, "n neurons"]) -> UInt32[Array, "n words"]:
-    """The bits of each sample, 32 to a word, the last word filled up with zeros."""
+    """Pack the bits of each sample into 32-bit words, padded with zeros."""
     n, neurons = patterns.shape
     padded = jnp.pad(patterns, ((0, 0), (0, -neurons % WORD))).reshape(n, -1, WORD)
     values = jnp.left_shift(jnp.uint32(1), jnp.arange(WORD, dtype=jnp.uint32))

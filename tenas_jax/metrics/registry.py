@@ -1,4 +1,4 @@
-"""The metrics that architectures can be scored by: one function and one entry for each."""
+"""The registry of metrics for architectures: one function and one entry per metric."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from tenas_jax.metrics.ntk import condition_number
 from tenas_jax.metrics.regions import count_linear_regions
 from tenas_jax.resolve import require_names, resolve
 
-# What a measurement says of a row besides its metrics.
+# Names of the other fields of a measurement.
 _RESERVED = ("cell", "crc32", "edge", "genotype", "importance", "op", "repeat", "round")
 
 
@@ -29,21 +29,21 @@ class Metric:
 
     Args:
         name: its name on the command line and in files.
-        direction: +1 where higher is better, -1 where lower is.
-        measure: a scalar of a `Draw`, a pure function that JAX can trace.
+        direction: +1 if higher is better, -1 if lower is better.
+        measure: a pure, traceable function of a `Draw` that returns a scalar.
         label: its name in plots and tables; empty: `name`.
-        source: where it comes from.
-        positive: whether all its values are positive, as logarithms of it need; 0 may be one where
-            there is nothing to measure.
-        shares: what of a draw it shares with other metrics, which are then measured by one program:
-            `kernel`, `patterns`, `gradient`, `flow`, `sample gradients`, `input_jacobian`,
-            `features`, or a word of your own; empty: it has one alone.
-        count: where a metric does not depend on a draw, a function of `(space, masks)` that returns
-            an exact number for each mask; it runs on the host, instead of `measure`.
-        minimum: the smallest value that it can have; a file that says less is damaged.
+        source: its publication.
+        positive: whether all values are positive, as needed for logarithms; 0 is allowed if there
+            is nothing to measure.
+        shares: the intermediate result that it shares with other metrics, which are then measured
+            by the same program: `kernel`, `patterns`, `gradient`, `flow`, `sample gradients`,
+            `input_jacobian`, `features`, or a word of your own; empty: it has its own program.
+        count: for a metric that does not depend on a draw, a function of `(space, masks)` that
+            returns an exact number per mask; it runs on the host, instead of `measure`.
+        minimum: the smallest possible value; a file with a smaller one is damaged.
 
     Raises:
-        InputError: the name or the direction cannot be used, or there is no function.
+        InputError: the name or the direction is invalid, or there is no function.
 
     Example:
         >>> Metric("largest", +1, lambda draw: jnp.linalg.eigvalsh(draw.kernel)[-1]).label
@@ -67,13 +67,13 @@ class Metric:
     def __post_init__(self) -> None:
         require_names("metric", [self.name])
         if self.name.startswith("-"):
-            raise InputError(f"metric {self.name!r}: a minus before a name turns it round, drop it")
+            raise InputError(f"metric {self.name!r}: a minus before a name reverses it, drop it")
         if self.name in _RESERVED:
             raise InputError(f"metric {self.name!r}: files use this name, choose another")
         if self.direction not in (-1, 1):
             raise InputError(
-                f"metric {self.name!r} has direction {self.direction!r}: give +1 where higher is "
-                "better, -1 where lower is"
+                f"metric {self.name!r} has direction {self.direction!r}: give +1 if higher is "
+                "better, -1 if lower is better"
             )
         if not (callable(self.measure) or callable(self.count)):
             raise InputError(f"metric {self.name!r} has no function: give measure= or count=")
@@ -81,7 +81,7 @@ class Metric:
         object.__setattr__(self, "minimum", max(self.minimum, 0.0 if self.positive else -math.inf))
 
     def __neg__(self) -> "Metric":
-        """The same metric with the other direction: its values are the same, its ranks turn round.
+        """The same metric with the opposite direction: equal values, reversed ranks.
 
         Example:
             >>> SNIP = get_metric("snip")
@@ -109,7 +109,7 @@ def _zico(draw: Draw) -> Array:
 
 def _l2_norm(draw: Draw) -> Array:
     params = draw.params
-    if draw.mask is not None:  # the weights of pruned operators are still there
+    if draw.mask is not None:  # pruned operators still have weights
         params = saliencies.connected_weights(
             params, draw.gradient, draw.is_kernel, draw.is_stacked
         )
@@ -359,22 +359,22 @@ METRICS: dict[str, Metric] = {
 
 
 ALL = "all"  # stands for the names of all metrics
-# What `tenas score` measures unless told otherwise: each of the others takes as long as many of
-# these, which share most of their work.
+# The defaults of `tenas score`, which share most of their computation; each of the others takes as
+# long as many of these.
 USUAL = (
     "kappa,regions,ntk_trace,ntk_mean_eigenvalue,naswot,swap,synflow,log_synflow,grad_norm,snip,"
     "plain,l2_norm,zico,parameters,flops"
 )
 
-# What metrics share, those last whose programs take longest to compile.
+# Shared intermediate results, in the order of their programs' compile times.
 _SHARED = ("features", "input_jacobian", "patterns", "gradient", "kernel")
 
 
 def programs(metrics: Sequence[Metric]) -> list[tuple[Metric, ...]]:
-    """The metrics that are measured by one program each, those first that compile sooner.
+    """Group metrics by the program that measures them, in the order of compile time.
 
     Args:
-        metrics: without those that are counted on the host.
+        metrics: the metrics, without those counted on the host.
 
     Example:
         >>> chosen = get_metrics("kappa,regions,ntk_trace")
@@ -389,10 +389,10 @@ def programs(metrics: Sequence[Metric]) -> list[tuple[Metric, ...]]:
 
 
 def get_metric(name: str) -> Metric:
-    """The metric of that name.
+    """Look up a metric by name.
 
     Args:
-        name: a key of `METRICS`, or `module:object`; a minus before it turns its direction round.
+        name: a key of `METRICS`, or `module:object`; a leading minus reverses its direction.
 
     Raises:
         InputError: there is no such metric.
@@ -410,7 +410,7 @@ def get_metric(name: str) -> Metric:
 
 
 def get_metrics(names: str) -> tuple[Metric, ...]:
-    """The metrics of a list of names separated by commas; `all` are all built-in ones.
+    """Look up metrics by names separated by commas; `all`: every built-in metric.
 
     Raises:
         InputError: one does not exist, or two have the same name.
@@ -427,10 +427,10 @@ def get_metrics(names: str) -> tuple[Metric, ...]:
 
 
 def distinct(metrics: "list[Metric] | tuple[Metric, ...]") -> tuple[Metric, ...]:
-    """The metrics as a tuple, if all have names of their own.
+    """The metrics as a tuple, after checking that names are unique.
 
     Raises:
-        InputError: there is none, or two have the same name.
+        InputError: there are none, or two have the same name.
     """
     names = [metric.name for metric in metrics]
     if not names:

@@ -1,7 +1,7 @@
 """Saliencies of weights, summed over a network, as pure functions of arrays.
 
-They come from pruning, where a weight is kept if its saliency is high. SNIP and synflow, which are
-such sums too, are in `tenas_jax.metrics.proxies`, whose remarks on parameters and layers hold here.
+They come from pruning, which keeps weights of high saliency. SNIP and synflow are such sums as well
+and are in `tenas_jax.metrics.proxies`, whose notes on parameters and layers apply here.
 """
 
 from typing import Any
@@ -32,18 +32,18 @@ def plain(
 ) -> Float[Array, ""]:
     """Sum of theta dL/dtheta, signs kept (Mozer & Smolensky 1989; Abdelfattah et al. 2021).
 
-    L is the mean cross-entropy. A batch normalization undoes any scale of the weights before it, so
-    that their terms cancel to nearly zero, and what is left is mostly that of the classifier.
+    L is the mean cross-entropy. Batch normalization cancels any scale of the preceding weights, so
+    their terms sum to nearly zero, and the classifier's weights dominate.
 
     Args:
-        apply_fn: see `grad_norm`, like all arguments.
-        params: parameters.
-        x: the batch.
-        labels: class of each sample.
-        select: which parameters take part.
+        apply_fn: see `grad_norm`.
+        params: see `grad_norm`.
+        x: see `grad_norm`.
+        labels: see `grad_norm`.
+        select: see `grad_norm`.
 
     Returns:
-        A scalar; higher is better in the published code. 0 where the loss depends on no weight.
+        A scalar; higher is better in the published code. 0 if the loss depends on no weight.
 
     Raises:
         InputError: see `grad_norm`.
@@ -61,12 +61,12 @@ def plain(
 def signed_saliency(
     params: PyTree, gradient: PyTree, select: Select = is_weight
 ) -> Float[Array, ""]:
-    """Sum of theta g over parameters theta and their gradients g, which `plain` is.
+    """Compute `plain` from a gradient: the sum of theta g over parameters theta, gradients g.
 
     Args:
         params: parameters.
-        gradient: of the loss, a tree like `params`.
-        select: whether the parameter at a path takes part.
+        gradient: gradient of the loss, a tree like `params`.
+        select: whether the parameter at a path is used.
 
     Raises:
         InputError: no parameter is selected.
@@ -90,19 +90,19 @@ def grasp(
 ) -> Float[Array, ""]:
     """GraSP, -sum of theta H g (Wang et al. 2020, eq. 8; summed: Abdelfattah et al. 2021).
 
-    g and H are gradient and Hessian of the mean cross-entropy by the selected weights, at
+    g and H are the gradient and Hessian of the mean cross-entropy by the selected weights, at
     temperature 1. The sign is that of Abdelfattah et al. and NASLib. The sum is the derivative of
-    the slope along g while all weights grow by a common factor, so that no Hessian is made.
+    the slope along g by a common factor of all weights, so the Hessian is never formed.
 
     Args:
-        apply_fn: see `grad_norm`, like all arguments; differentiable in reverse mode, twice.
-        params: parameters.
-        x: the batch.
-        labels: class of each sample.
-        select: which parameters take part.
+        apply_fn: see `grad_norm`; must be twice differentiable in reverse mode.
+        params: see `grad_norm`.
+        x: see `grad_norm`.
+        labels: see `grad_norm`.
+        select: see `grad_norm`.
 
     Returns:
-        A scalar; higher is better in the published code. 0 where the loss depends on no weight.
+        A scalar; higher is better in the published code. 0 if the loss depends on no weight.
 
     Raises:
         InputError: see `grad_norm`.
@@ -116,7 +116,7 @@ def grasp(
     gradient = select_leaves(loss_gradient(params, apply_fn, x, labels), select)
 
     def slope(factor: Float[Array, ""]) -> Float[Array, ""]:
-        """Of the loss along `gradient`, with the weights times a factor."""
+        """The slope of the loss along `gradient`, with the weights scaled by a factor."""
         scaled = jax.tree_util.tree_map_with_path(
             lambda path, leaf: factor.astype(leaf.dtype) * leaf if select(path) else leaf, params
         )
@@ -132,13 +132,13 @@ def l2_norm(
 ) -> Float[Array, ""]:
     """Sum over layers of the norm of their weights (Abdelfattah et al. 2021, their code).
 
-    In a supernet or single path the weights of operators that are pruned are still there: make them
-    zero first, see `connected_weights`.
+    A supernet or single path still has the weights of pruned operators: set them to zero first, see
+    `connected_weights`.
 
     Args:
         params: parameters, a pytree of arrays; a layer is a leaf.
-        select: whether the parameter at a path takes part; by default all but biases.
-        stacked: whether the leaf at a path is several layers along its first axis.
+        select: whether the parameter at a path is used; by default all but biases.
+        stacked: whether the leaf at a path stacks several layers along its first axis.
 
     Returns:
         A scalar; higher is better.
@@ -157,13 +157,13 @@ def l2_norm(
 def connected_weights(
     params: PyTree, gradient: PyTree, select: Select = is_weight, stacked: Select = never
 ) -> PyTree:
-    """The weights, zero in layers without any gradient: those that do not reach the output.
+    """Set weights to zero in layers without gradient, which do not reach the output.
 
     Args:
         params: parameters.
-        gradient: of the loss, a tree like `params`.
-        select: whether the parameter at a path takes part; others are returned as they are.
-        stacked: whether the leaf at a path is several layers along its first axis.
+        gradient: gradient of the loss, a tree like `params`.
+        select: whether the parameter at a path is used; others are returned unchanged.
+        stacked: whether the leaf at a path stacks several layers along its first axis.
 
     Example:
         >>> params = {"kernel": jnp.array([3.0, 4.0]), "pruned": {"kernel": jnp.array([1.0])}}
@@ -186,18 +186,18 @@ def log_synflow(
 ) -> Float[Array, ""]:
     """LogSynflow, sum of |theta| log(1 + dR/dtheta) at |theta| (Cavagnero et al. 2023, FreeREA).
 
-    R is the sum of the outputs. As in the published code there is no normalization and the input is
-    ones; where that works in double precision, here the logarithm of the derivative is the sum of
-    those of R and of the gradient of log R, so that only R has to be finite.
+    R is the sum of the outputs. As in the published code, there is no normalization and the input
+    is ones. That code uses double precision; here the logarithm of the derivative is the sum of
+    those of R and of the gradient of log R, so only R must be finite.
 
     Args:
-        apply_fn: see `synflow`, like all arguments.
-        params: parameters; all take their absolute values.
-        x: the input, one image of ones.
-        select: which parameters take part.
+        apply_fn: see `synflow`.
+        params: see `synflow`.
+        x: see `synflow`.
+        select: see `synflow`.
 
     Returns:
-        A scalar; higher is better. 0 where the outputs are zero or depend on no selected parameter.
+        A scalar; higher is better. 0 if the outputs are zero or depend on no selected parameter.
 
     Raises:
         InputError: see `synflow`. Inside `jit` and `vmap` the result is NaN if R overflows or is
@@ -213,11 +213,11 @@ def log_synflow(
 
 
 def log_flow(flow: Flow, select: Select = is_weight) -> Float[Array, ""]:
-    """Sum of theta log(1 + dR/dtheta), which `log_synflow` is.
+    """Compute `log_synflow` from its terms: the sum of theta log(1 + dR/dtheta).
 
     Args:
         flow: see `positive_flow`.
-        select: which parameters take part.
+        select: see `synflow`.
 
     Example:
         >>> weights = {"kernel": jnp.array([1.0, 2.0])}

@@ -1,8 +1,7 @@
 """Metrics of the gradients of single samples, as pure functions of any model.
 
-Each sample goes through the network alone, as in the published code, so that batch normalization
-uses the statistics of its pixels, and the gradients of n samples cost little more than that of a
-batch of n.
+As in the published code, each sample goes through the network alone, so batch normalization uses
+the statistics of its pixels. The gradients of n samples cost little more than that of a batch of n.
 """
 
 from typing import Any, NamedTuple
@@ -25,7 +24,7 @@ from tenas_jax.metrics.model import (
 from tenas_jax.metrics.proxies import loss_gradient, never
 from tenas_jax.numerics import PRECISION, highest_precision, require_numbers
 
-# Share of the uniform distribution in the probabilities of `vkdnw`, as in its code.
+# Weight of the uniform distribution in the probabilities of `vkdnw`, as in its code.
 _SMOOTHING = 0.05
 _DECILES = tuple(tenths / 10 for tenths in range(1, 10))
 
@@ -41,20 +40,20 @@ def grad_sign(
     """GradSign, sum over weights of |sum over samples of sign g| (Zhang & Jia 2022, algorithm 1).
 
     g is the gradient of a sample's cross-entropy. The sum is the paper's; its code takes the mean
-    over weights, which says nothing of the size of a network.
+    over weights, which ignores the size of a network.
 
     Args:
-        apply_fn: maps `(params, x)` to the logits [n, classes] for a batch of one sample, too;
+        apply_fn: maps `(params, x)` to the logits [n, classes], also for a batch of one sample;
             differentiable in reverse mode.
         params: parameters, a pytree of arrays.
         x: the batch, a pytree of arrays whose first axis is that of the samples.
         labels: class of each sample, from 0.
-        select: whether the parameter at a path takes part; by default all but biases.
+        select: whether the parameter at a path is used; by default all but biases.
 
     Returns:
-        A scalar, from 0, where no sample has a gradient, to n times the number of weights; higher
-        is better. The sign of a gradient that is zero but for rounding errors, as that of the scale
-        of a kernel before a batch normalization, is noise.
+        A scalar from 0 (no sample has a gradient) to n times the number of weights; higher is
+        better. A gradient that is zero up to rounding errors, such as that of the scale of a kernel
+        before a batch normalization, has a random sign.
 
     Raises:
         InputError: see `grad_norm`.
@@ -79,22 +78,23 @@ def fisher(
 ) -> Float[Array, ""]:
     """Fisher, sum over weights of mean over samples of (theta g)^2 / 2 (Theis et al. 2018).
 
-    It is the increase of the loss, to second order and with the empirical Fisher information for
-    the Hessian, when a weight is removed, summed over all weights. g is the gradient of a sample's
-    cross-entropy. Turner et al. 2020 and Abdelfattah et al. 2021 remove channels, whose signal is
-    the sum of activation times gradient over pixels, instead of weights. For a kernel without bias
-    that is the sum of theta g over the channel's weights; if a sample is alone in its batch, a
-    batch normalization after the kernel makes it zero, so that here each weight is squared.
+    It is the increase of the loss when a weight is removed, summed over all weights; to second
+    order, with the empirical Fisher information as the Hessian. g is the gradient of a sample's
+    cross-entropy. Turner et al. 2020 and Abdelfattah et al. 2021 remove channels instead of
+    weights; the signal of a channel is the sum of activation times gradient over pixels. For a
+    kernel without bias that is the sum of theta g over the channel's weights. If a sample is alone
+    in its batch, a batch normalization after the kernel makes that sum zero, so here each weight is
+    squared.
 
     Args:
-        apply_fn: see `grad_sign`, like all arguments.
-        params: parameters.
-        x: the batch.
-        labels: class of each sample.
-        select: which parameters take part.
+        apply_fn: see `grad_sign`.
+        params: see `grad_sign`.
+        x: see `grad_sign`.
+        labels: see `grad_sign`.
+        select: see `grad_sign`.
 
     Returns:
-        A scalar of at least 0; higher is better. 0 where the loss depends on no weight.
+        A scalar of at least 0; higher is better. 0 if the loss depends on no weight.
 
     Raises:
         InputError: see `grad_norm`.
@@ -110,9 +110,9 @@ def fisher(
 
 
 class SampleGradients(NamedTuple):
-    """What `grad_sign` and `fisher` take of the gradients g of single samples.
+    """Statistics of the gradients g of single samples, for `grad_sign` and `fisher`.
 
-    A list has an array for each selected parameter.
+    Each list has one array per selected parameter.
     """
 
     signs: list[Array]
@@ -129,14 +129,14 @@ def sample_gradients(
     *,
     select: Select = is_weight,
 ) -> SampleGradients:
-    """Sums over samples of the gradients of their cross-entropy, one sample after the other.
+    """Statistics over samples of the gradients of their cross-entropy, computed sequentially.
 
     Args:
-        apply_fn: see `grad_sign`, like all arguments.
-        params: parameters.
-        x: the batch.
-        labels: class of each sample.
-        select: which parameters take part.
+        apply_fn: see `grad_sign`.
+        params: see `grad_sign`.
+        x: see `grad_sign`.
+        labels: see `grad_sign`.
+        select: see `grad_sign`.
 
     Raises:
         InputError: see `grad_norm`.
@@ -167,7 +167,7 @@ def sample_gradients(
 
 
 def agreement(gradients: SampleGradients) -> Float[Array, ""]:
-    """Sum over weights of |sum over samples of sign g|, which `grad_sign` is.
+    """Compute `grad_sign` from gradients: the sum over weights of |sum over samples of sign g|.
 
     Args:
         gradients: see `sample_gradients`.
@@ -182,12 +182,12 @@ def agreement(gradients: SampleGradients) -> Float[Array, ""]:
 def information_of_weights(
     params: PyTree, gradients: SampleGradients, select: Select = is_weight
 ) -> Float[Array, ""]:
-    """Half the sum over weights of theta^2 mean g^2, which `fisher` is.
+    """Compute `fisher` from gradients: half the sum over weights of theta^2 mean g^2.
 
     Args:
         params: parameters.
         gradients: see `sample_gradients`.
-        select: which parameters take part.
+        select: see `grad_sign`.
 
     Example:
         >>> gradients = SampleGradients([jnp.zeros(1)], [jnp.array([1.5])])
@@ -208,31 +208,31 @@ def vkdnw(
 ) -> Float[Array, ""]:
     """VKDNW, the entropy of the deciles of the Fisher information's spectrum (Tybl & Neumann 2025).
 
-    With the logits' Jacobian J_n [classes, layer] of a sample by one weight of each layer, the
-    first, and the probabilities p_n, the information is F = mean_n J_n' (diag p_n - p_n p_n') J_n.
-    With the deciles q_1 to q_9 of its eigenvalues and r_k = q_k / sum_i q_i, the entropy is
+    Let J_n [classes, layer] be the Jacobian of a sample's logits by the first weight of each layer,
+    and p_n its probabilities. The information is F = mean_n J_n' (diag p_n - p_n p_n') J_n. With
+    the deciles q_1 to q_9 of its eigenvalues and r_k = q_k / sum_i q_i, the entropy is
     -sum_k r_k log r_k.
 
-    As in the published code probabilities are smoothed by 5 % of the uniform distribution. The
-    number of layers, which the paper adds to the entropy for its ranking, is left out. Weights are
-    those selected, where that code takes biases and affine parameters as well. A layer whose weight
-    has no influence on any sample is not in the network, as those of pruned operators.
+    As in the published code, probabilities are smoothed by 5 % of the uniform distribution. The
+    paper's ranking also adds the number of layers, which is left out here. Only selected weights
+    are used; the published code also uses biases and affine parameters. Layers whose weight has no
+    influence on any sample, such as those of pruned operators, do not count.
 
     Args:
-        apply_fn: maps `(params, x)` to the logits [n, classes] for a batch of one sample, too;
+        apply_fn: maps `(params, x)` to the logits [n, classes], also for a batch of one sample;
             differentiable in reverse mode.
         params: parameters, a pytree of arrays; a layer is a leaf.
         x: the batch, a pytree of arrays whose first axis is that of the samples. The published code
-            takes Gaussian noise by default.
-        select: whether the parameter at a path takes part; by default all but biases.
-        stacked: whether the leaf at a path is several layers along its first axis.
+            uses Gaussian noise by default.
+        select: whether the parameter at a path is used; by default all but biases.
+        stacked: whether the leaf at a path stacks several layers along its first axis.
 
     Returns:
-        A scalar from 0 to log 9; higher is better. NaN where it is undefined: all deciles are zero,
-        as in a network without connections.
+        A scalar from 0 to log 9; higher is better. NaN if all deciles are zero, as in a network
+        without connections.
 
     Raises:
-        InputError: no parameter is selected, one has the wrong data type, or the logits do.
+        InputError: no parameter is selected, or a parameter or the logits have the wrong data type.
 
     Example:
         >>> params = {"first": {"w": jnp.ones(1)}, "second": {"w": jnp.ones(1)}}
@@ -258,11 +258,11 @@ def fisher_information(
     """The empirical Fisher information of the first weight of each layer.
 
     Args:
-        apply_fn: see `vkdnw`, like all arguments.
-        params: parameters.
-        x: the batch.
-        select: which parameters take part.
-        stacked: which leaves are several layers.
+        apply_fn: see `vkdnw`.
+        params: see `vkdnw`.
+        x: see `vkdnw`.
+        select: see `vkdnw`.
+        stacked: see `vkdnw`.
 
     Returns:
         The information, and which layers have any influence on the logits.
@@ -313,14 +313,14 @@ def fisher_information(
 def decile_entropy(
     information: Float[Array, "layer layer"], present: Bool[Array, "layer"]
 ) -> Float[Array, ""]:
-    """The entropy of the deciles of a spectrum, as shares of their sum, which `vkdnw` is.
+    """Compute `vkdnw` from the information: the entropy of its spectrum's normalized deciles.
 
     Args:
         information: a symmetric positive semi-definite matrix, zero where layers are not present.
         present: which rows and columns belong to a layer of the network.
 
     Returns:
-        A scalar; NaN where all deciles are zero.
+        A scalar; NaN if all deciles are zero.
 
     Example:
         >>> present = jnp.array([True, True, False])
@@ -328,7 +328,7 @@ def decile_entropy(
         9.0
     """
     spectrum = jnp.clip(jnp.linalg.eigvalsh(information), 0)
-    last = present.sum() - 1  # layers that are not present come first, as zeros
+    last = present.sum() - 1  # absent layers come first, as zeros
     places = len(present) - 1 - last + jnp.array(_DECILES) * last
     below = jnp.clip(jnp.floor(places).astype(int), 0, len(present) - 1)
     above = jnp.minimum(below + 1, len(present) - 1)

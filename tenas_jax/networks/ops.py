@@ -281,7 +281,7 @@ class FlaxOp(Op):
         layout, images = self.layout, self.layout.to_nhwc(x)
         if self.is_mutable_collection(DEVIATIONS) and not self.is_initializing():
             raise InputError(
-                f"operator {self.make.__name__} does not hand out the variances that its batch "
+                f"operator {self.make.__name__} does not expose the variances that its batch "
                 "normalizations divide by: leave out the metric zen"
             )
         options: dict[str, Any] = {"features": self.features, "stride": self.stride}

@@ -272,7 +272,7 @@ class SupernetDraw(Draw):
         """The images after the last cell, and the logarithms of their normalization constants."""
         if not self._has_layouts:
             raise InputError(
-                f"the module of {self.name} does not hand out the variances that its batch "
+                f"the module of {self.name} does not expose the variances that its batch "
                 "normalizations divide by: leave out the metric zen"
             )
         _, sown = _apply(self._network(NHWC), params, x, self._mask, (FEATURES, DEVIATIONS))
@@ -313,7 +313,7 @@ class SupernetDraw(Draw):
         features = jax.tree.leaves(sown)
         if not features:
             raise InputError(
-                f"the module of {self.name} hands out no features: call "
+                f"the module of {self.name} sows no features: call "
                 f"self.sow('{FEATURES}', 'cells', x) after each of its parts"
             )
         return features
