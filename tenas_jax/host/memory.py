@@ -1,4 +1,4 @@
-"""How much memory there is: sizes are checked against it before anything is allocated."""
+"""Available memory; sizes are checked against it before anything is allocated."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ _FREE = Path("/proc/meminfo")
 
 
 def memory() -> int:
-    """Bytes of memory that this process may have: those of the machine, or of its container.
+    """Bytes of memory available to this process: of the machine, or of its container.
 
     Example:
         >>> memory() > 2**20
@@ -34,14 +34,14 @@ def memory() -> int:
 
 
 def device_memory(devices: Sequence[jax.Device]) -> int | None:
-    """Bytes of memory that a program may have on each of some devices.
+    """Bytes of memory available to a program on each of some devices.
 
     Args:
-        devices: those of other processes are left out.
+        devices: the devices; those of other processes are ignored.
 
     Returns:
-        The least of what the devices have for JAX; of the memory that is free on this machine, or
-            all of its container's, CPUs have equal parts. None where a device does not tell.
+        The smallest memory that any device has for JAX. CPU devices share the free memory of this
+            machine, or all of its container's, equally. None if a device does not report it.
 
     Example:
         >>> device_memory(jax.devices("cpu")) > 2**20
@@ -65,7 +65,7 @@ def is_out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
 
 
 def _free() -> int:
-    """Bytes of the machine that are not in use, all of them where it does not tell."""
+    """Free memory of the machine in bytes, or all of it if that is unknown."""
     with contextlib.suppress(OSError):
         if found := re.search(r"^MemAvailable:\s+(\d+) kB$", _FREE.read_text(), re.MULTILINE):
             return int(found[1]) * 2**10
@@ -73,11 +73,11 @@ def _free() -> int:
 
 
 def require_memory(size: int, what: str) -> None:
-    """Refuse what cannot be in memory.
+    """Reject sizes that exceed the memory.
 
     Args:
-        size: bytes that it takes at least.
-        what: what it is, for the message; it says how to take less.
+        size: lower bound on the bytes needed.
+        what: what needs them and how to need less, for the error message.
 
     Raises:
         InputError: there is less memory.

@@ -1,9 +1,9 @@
-"""Convolutions in the one form that XLA is fast with inside of loops and branches on a CPU.
+"""Rewrite convolutions into the form that XLA runs fast inside loops and branches on a CPU.
 
-XLA's CPU compiler brings the dimensions of convolutions into the order of its fast library, but
-only at the top level of a program. In the body of a loop or a branch, a convolution of any other
-order runs on a naive path, and both of the convolutions in a backward pass are of another order: a
-kernel of 72 images of three 5 x 5 convolutions took 6.9 s there, and 1.1 s in this form (one core).
+XLA's CPU compiler transposes the dimensions of convolutions for its fast library, but only at the
+top level of a program. In the body of a loop or a branch, other dimension orders run on a naive
+path; both convolutions of a backward pass have another order. A kernel of 72 images of three 5 x 5
+convolutions took 6.9 s there, and 1.1 s in this form (one core).
 """
 
 from collections.abc import Callable
@@ -16,15 +16,15 @@ from jaxtyping import Array
 
 
 def with_fast_convolutions(f: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, its convolutions in the order of dimensions that XLA's library has.
+    """The same function with convolutions in the dimension order of XLA's library.
 
     Args:
         f: a function of pytrees of arrays.
 
     Returns:
-        A function of the same arguments with the same results, that can be transformed by `jit`,
-        `vmap` and `grad`. Convolutions in whatever `f` calls, loops and branches included, read
-        NHWC images and HWIO kernels, transposed before and after where they are not.
+        A function with the same arguments and results, which can be transformed by `jit`, `vmap`
+        and `grad`. All convolutions that `f` calls, including those in loops and branches, read
+        NHWC images and HWIO kernels; other orders are transposed before and after.
 
     Example:
         >>> def f(image, kernel):  # NCHW
@@ -63,7 +63,7 @@ def _evaluate(closed: ClosedJaxpr, args: list[Any]) -> list[Any]:
 
 
 def _rewritten(value: Any) -> Any:
-    """A parameter of an equation with the jaxprs in it rewritten."""
+    """Rewrite the jaxprs in a parameter of an equation."""
     if isinstance(value, tuple | list):
         return type(value)(map(_rewritten, value)) if type(value) in (tuple, list) else value
     if isinstance(value, Jaxpr) and _has_convolution(value):

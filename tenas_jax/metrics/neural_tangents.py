@@ -1,7 +1,7 @@
-"""Loads neural-tangents 0.6.5, which is archived, on a JAX that has removed names it imports.
+"""Loads neural-tangents 0.6.5, which is archived, on newer versions of JAX.
 
-The missing names are supplied for the duration of the import and taken away afterwards. Its package
-`experimental`, which imports TensorFlow, is replaced by an empty module for as long.
+Names that JAX has removed are supplied during the import and taken away afterwards. The package
+`experimental`, which imports TensorFlow, is replaced by an empty module during the import.
 """
 
 import functools
@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Num, PyTree
 
 from tenas_jax.errors import InputError
 
-# Those that work on current JAX, in neural-tangents' own names.
+# The implementations that work on current JAX, by neural-tangents' names.
 IMPLEMENTATIONS = ("jacobian_contraction", "ntk_vector_products")
 
 _import_lock = threading.Lock()
@@ -60,7 +60,7 @@ def empirical_ntk(
         The kernel `[n, m]`, `[n, n]` without `x2`, in the data type of the outputs.
 
     Raises:
-        InputError: if the implementation is unknown or does not work on current JAX.
+        InputError: the implementation is unknown or does not work on current JAX.
 
     Example:
         >>> import jax.numpy as jnp
@@ -99,7 +99,7 @@ def empirical_ntk(
 
 
 def load_neural_tangents() -> ModuleType:
-    """The module `neural_tangents`, imported at the first call.
+    """Import the module `neural_tangents` at the first call, and return it.
 
     Returns:
         The module, without its `experimental` package.
@@ -140,7 +140,7 @@ def _removed_names() -> tuple[tuple[ModuleType, dict[str, Any]], ...]:
                 "Var": extend.Var,
             },
         ),
-        # Only a key in the table of rules for structured derivatives: nothing emits it.
+        # Only a key in the table of rules for structured derivatives; nothing emits it.
         (jax.interpreters.ad, {"zeros_like_p": extend.Primitive("zeros_like")}),
     )
 

@@ -30,7 +30,7 @@ from tenas_jax.metrics.model import (
 from tenas_jax.numerics import highest_precision, require_numbers
 
 Kernel = Shaped[Array | np.ndarray, "..."]
-"""A square matrix of real numbers; anything else is refused in one line."""
+"""A square matrix of real numbers; anything else is rejected."""
 ENGINES = ("chunked", "neural-tangents")
 REDUCTIONS = ("sum", "trace")
 
@@ -52,56 +52,57 @@ def empirical_ntk(
 ) -> Float[Array, "n m"]:
     """Empirical NTK of a model (TE-NAS, equation 3), over pairs of samples.
 
-    With J_ik = d f_k(x_i) / d(params), the gradient of output k of sample i, it is
-    K_ij = <sum_k J_ik, sum_k J_jk> of the summed outputs, as in the original code, or the trace
-    K_ij = sum_k <J_ik, J_jk>. The samples of a batch may interact, as they do in train-mode batch
+    Let J_ik = d f_k(x_i) / d(params) be the gradient of output k of sample i. The kernel is
+    K_ij = <sum_k J_ik, sum_k J_jk>, of the summed outputs as in the original code, or the trace
+    K_ij = sum_k <J_ik, J_jk>. The samples of a batch may interact, as in train-mode batch
     normalization: each gradient is a backward pass of the whole batch.
 
-    Outside of a trace the whole computation runs as one compiled program, which a second call with
-    the same model and shapes finds again, also where `apply_fn` is defined anew. That call still
-    traces the model; many calls are faster under `jax.jit`.
+    Outside of a trace, the whole computation runs as one compiled program. A second call with the
+    same model and shapes reuses it, even if `apply_fn` is a new function. Each call traces the
+    model again; for many calls use `jax.jit`.
 
     Args:
         apply_fn: maps `(params, x)` to the outputs [n, classes]; differentiable in reverse mode.
-        params: parameters, a pytree of arrays, those selected of real floating-point numbers.
-        x: the batch, in whatever form `apply_fn` takes.
-        x2: another batch, for the kernel between the two; None: `x` itself. Each batch goes through
-            a forward pass of its own.
-        engine: `chunked` (vector-Jacobian products over chunks of cotangents) or `neural-tangents`,
-            whose `trace_axes` are those of `reduction` and `vmap_axes` those of `per_sample`. On a
-            CPU `chunked`, the default, is the faster one (ResNet-18, a WideResNet, a ViT and an MLP:
-            see `docs/speed.md`). On an H100 both launch about as many kernels; they have not been
-            timed there.
-        reduction: over the outputs: `sum`, or `trace`, which takes as many times the backward
-            passes as there are classes.
-        chunk_size: cotangents per backward pass of the chunked engine. By default 1 on a CPU, where
-            more push the activations out of cache, and all elsewhere, which takes the most memory.
-        per_sample: whether each sample passes through the model alone, which takes n times less
-            work. It is valid where samples do not interact (layer and group normalization, batch
-            normalization in eval mode), and refused where they do: gradients of the batch along a
-            random cotangent are compared with those of single samples, up to the square root of
-            their precision. Under `jit` and `vmap`, where nothing can be refused, the kernel is NaN
-            instead. `apply_fn` then takes a batch of one sample too, and the arrays of `x` have the
-            samples along their first axis.
+        params: parameters, a pytree of arrays; selected ones have real floating-point numbers.
+        x: the batch, in any form that `apply_fn` takes.
+        x2: another batch, for the kernel between the two; None: `x` itself. Each batch has its own
+            forward pass.
+        engine: `chunked` (vector-Jacobian products over chunks of cotangents) or `neural-tangents`
+            (its `trace_axes` follow `reduction`, its `vmap_axes` follow `per_sample`). `chunked` is
+            the default because it is faster on a CPU: `docs/speed.md` compares both on ResNet-18, a
+            WideResNet, a ViT and an MLP. Compiled for an H100 they launch about as many kernels;
+            neither has been timed there.
+        reduction: over the outputs: `sum`, or `trace`, which multiplies the number of backward
+            passes by the number of classes.
+        chunk_size: cotangents per backward pass of the chunked engine. The default is 1 on a CPU,
+            where more push the activations out of cache, and all of them elsewhere, which needs the
+            most memory.
+        per_sample: whether each sample passes through the model alone, which needs n times less
+            work. This is valid where samples do not interact: layer or group normalization, or
+            batch normalization in eval mode. Where they do interact it is refused: the gradients of
+            the batch along a random cotangent are compared with those of single samples, up to the
+            square root of their precision. Under `jit` and `vmap` nothing can be refused; there the
+            kernel is NaN instead. `apply_fn` must accept a batch of one sample, and the arrays of
+            `x` have samples along their first axis.
         implementation: of neural-tangents: `jacobian_contraction`, or `ntk_vector_products`, which
-            needs forward-mode differentiation; the others do not work on current JAX.
-        max_bytes: that the Jacobian [n, weights] of the chunked engine may take; by default a
-            quarter of the memory of the device. A larger one is never stored: blocks of its rows
-            are computed again for their products with the others, b blocks in (b + 1) / 2 times the
-            time. Two rows have to be in memory.
-        select: whether the parameter at a path takes part in the kernel; by default all but biases.
+            needs forward-mode differentiation. The others do not work on current JAX.
+        max_bytes: limit for the Jacobian [n, weights] of the chunked engine; by default a quarter
+            of the device's memory. A larger Jacobian is never stored. Instead, blocks of its rows
+            are recomputed for their products with the others: b blocks take (b + 1) / 2 times as
+            long. At least two rows must fit.
+        select: whether the kernel includes the parameter at a path; by default all but biases.
 
     Returns:
-        The kernel [n, m] between the n samples of `x` and the m samples of `x2`, [n, n] without
-            `x2`, in the data type of the outputs, but float32 at least. In bfloat16 and float16 the
-            gradients themselves are rounded, to 8 and 11 bits.
+        The kernel [n, m] between the n samples of `x` and the m samples of `x2`, or [n, n] without
+            `x2`. Its data type is that of the outputs, but at least float32. In bfloat16 and
+            float16 the gradients themselves are rounded, to 8 and 11 bits.
 
     Raises:
-        InputError: the engine, the reduction or the implementation is unknown, samples interact
-            under `per_sample`, `max_bytes` is not positive, no parameter is selected, `params` or
-            `x` hold anything but numbers, a selected parameter is not of real floating-point
-            numbers, `is_weight` cannot tell what a parameter is, or `apply_fn` returns anything but
-            one array [n, classes] of such numbers for one sample or more.
+        InputError: the engine, the reduction or the implementation is unknown; samples interact
+            under `per_sample`; `max_bytes` is not positive; no parameter is selected; `params` or
+            `x` contain anything but numbers; a selected parameter does not have real floating-point
+            numbers; `is_weight` cannot classify a parameter; or `apply_fn` does not return one
+            array [n, classes] of such numbers for at least one sample.
 
     Example:
         >>> x = jnp.array([[1.0, 0.0], [1.0, 2.0]])
@@ -192,13 +193,13 @@ def _chunked(
 
 
 def spectrum(ntk: Kernel) -> Float[Array, " n"]:
-    """Eigenvalues of a kernel in ascending order; NaN where the kernel is not finite.
+    """Eigenvalues of a kernel in ascending order; NaN if the kernel is not finite.
 
     Args:
         ntk: a symmetric positive semi-definite matrix [n, n].
 
     Returns:
-        The eigenvalues [n], in the data type of the kernel, but float32 at least.
+        The eigenvalues [n], in the data type of the kernel, but at least float32.
 
     Raises:
         InputError: the kernel is not a square matrix of real numbers, or empty.
@@ -225,11 +226,11 @@ def condition_number(ntk: Kernel) -> Float[Array, ""]:
         ntk: a symmetric positive semi-definite matrix [n, n].
 
     Returns:
-        A scalar of at least 1. Infinite where the kernel is singular to its precision,
-        lambda_min <= n eps lambda_max: there the quotient is noise, of either sign. (Eigenvalues of
-        a kernel in half precision are computed in float32; of such a kernel it is infinite where
-        lambda_min is not above the rounding of the elements, eps / 2 lambda_max.) NaN only where
-        the kernel itself is not finite.
+        A scalar of at least 1. Infinite if the kernel is singular to its precision,
+        lambda_min <= n eps lambda_max, because the quotient is then noise of either sign. (For a
+        kernel in half precision, eigenvalues are computed in float32, and the result is infinite if
+        lambda_min is not above the rounding of the elements, eps / 2 lambda_max.) NaN only if the
+        kernel itself is not finite.
 
     Raises:
         InputError: the kernel is not a square matrix of real numbers, or empty.
@@ -266,19 +267,19 @@ def ntk_condition_number(
     """Condition number of the empirical NTK of a model; lower is more trainable.
 
     Args:
-        apply_fn: see `empirical_ntk`, like all arguments.
-        params: parameters.
-        x: the batch.
-        engine: how the kernel is computed.
-        reduction: over the outputs.
-        chunk_size: cotangents per backward pass.
-        per_sample: whether samples pass through the model one by one.
-        implementation: of neural-tangents.
-        max_bytes: that the Jacobian may take.
-        select: which parameters take part.
+        apply_fn: see `empirical_ntk`.
+        params: see `empirical_ntk`.
+        x: see `empirical_ntk`.
+        engine: see `empirical_ntk`.
+        reduction: see `empirical_ntk`.
+        chunk_size: see `empirical_ntk`.
+        per_sample: see `empirical_ntk`.
+        implementation: see `empirical_ntk`.
+        max_bytes: see `empirical_ntk`.
+        select: see `empirical_ntk`.
 
     Returns:
-        A scalar; see `condition_number`. NaN where `params` or `x` hold NaN.
+        A scalar; see `condition_number`. NaN if `params` or `x` contain NaN.
 
     Raises:
         InputError: see `empirical_ntk`.
@@ -317,19 +318,19 @@ def ntk_spectrum(
     max_bytes: int | None = None,
     select: Select = is_weight,
 ) -> Float[Array, " n"]:
-    """Eigenvalues of the empirical NTK of a model; their largest quotient is kappa.
+    """Eigenvalues of the empirical NTK of a model; the largest over the smallest is kappa.
 
     Args:
-        apply_fn: see `empirical_ntk`, like all arguments.
-        params: parameters.
-        x: the batch.
-        engine: how the kernel is computed.
-        reduction: over the outputs.
-        chunk_size: cotangents per backward pass.
-        per_sample: whether samples pass through the model one by one.
-        implementation: of neural-tangents.
-        max_bytes: that the Jacobian may take.
-        select: which parameters take part.
+        apply_fn: see `empirical_ntk`.
+        params: see `empirical_ntk`.
+        x: see `empirical_ntk`.
+        engine: see `empirical_ntk`.
+        reduction: see `empirical_ntk`.
+        chunk_size: see `empirical_ntk`.
+        per_sample: see `empirical_ntk`.
+        implementation: see `empirical_ntk`.
+        max_bytes: see `empirical_ntk`.
+        select: see `empirical_ntk`.
 
     Returns:
         The eigenvalues [n] in ascending order, in the data type of the kernel.

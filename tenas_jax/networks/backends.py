@@ -1,14 +1,14 @@
-"""How proxy networks are computed on each backend: the only place that asks which one it is.
+"""How proxy networks are computed on each backend: the only place that depends on the backend.
 
-- A CPU takes the batch-minor layout, whose passes stay in cache, and few cotangents at once. It
-  skips what a mask prunes.
-- A GPU takes NHWC, all cotangents at once and no loops over edges: there the launches of kernels
-  count, and each branch that depends on a mask lets the host wait for the device. What is pruned is
-  multiplied by zero, of single paths too. Only two branches of kernel and regions are left, which
-  skip a whole row: where it fills up a batch, and where no image reaches the output. Other
-  metrics of single paths branch on any backend, as some depend on which operators are computed.
-- A TPU takes what a CPU does, with all cotangents at once: XLA's estimates for a convolution of few
-  channels are in favor of it.
+- A CPU uses the batch-minor layout, whose passes stay in cache, and few cotangents at once. It
+  skips pruned operators.
+- A GPU uses NHWC, all cotangents at once and no loops over edges: kernel launches dominate, and
+  each branch that depends on a mask makes the host wait for the device. Pruned operators are
+  multiplied by zero, also in single paths. Kernel and regions keep only two branches, which skip a
+  whole row: if it pads a batch, and if no image reaches the output. Other metrics of single paths
+  branch on any backend, because some depend on which operators are computed.
+- A TPU is like a CPU, but with all cotangents at once: XLA's estimates for convolutions of few
+  channels favor it.
 
 The backend is that of `tenas_jax.numerics.backend`. The measurements are in `docs/accelerators.md`.
 """
@@ -43,12 +43,12 @@ def network_layout() -> Layout:
 
 
 def skips_pruned() -> bool:
-    """Whether kernels and regions of single paths skip, by branches, the operators not kept.
+    """Whether kernels and regions of single paths use branches to skip pruned operators.
 
-    Elsewhere they are those of the supernet, whose pruned operators are multiplied by zero.
+    Otherwise they use the supernet, whose pruned operators are multiplied by zero.
 
     Returns:
-        Whether the backend is not a GPU, where a branch lets the host wait for the device.
+        Whether the backend is not a GPU, where a branch makes the host wait for the device.
 
     Example:
         >>> skips_pruned()  # on a CPU
@@ -58,7 +58,7 @@ def skips_pruned() -> bool:
 
 
 def cuts_by_products() -> bool:
-    """Whether patches are cut by products, see `tenas_jax.data.sampling.sample_patches`.
+    """Whether patches are cut by matrix products; see `tenas_jax.data.sampling.sample_patches`.
 
     Returns:
         Whether the backend is a TPU: XLA's estimate for the linear regions of NAS-Bench-201 is 1.3
@@ -74,21 +74,21 @@ def cuts_by_products() -> bool:
 def chunk_size(n: int, *, single_path: bool = False, rolled: bool = False) -> int:
     """Cotangents per backward pass, for `tenas_jax.metrics.ntk.empirical_ntk`.
 
-    On a CPU, more of them make the products faster and push the images out of cache. On both of two
-    cores, batch 72, with 1, 2, 3, 4, 6, 8 at once, single paths take 1, 0.89, 0.84, 0.81, 0.83 and
-    0.86 of the time, supernets, whose products are longer, with 1 to 4 1, 0.94, 1.01 and 1. Loops
-    over edges copy what a backward pass needs, for all of its cotangents at once: in DARTS, batch
-    14, a kernel takes 0.38 s with 2 and 0.28 s with 7.
+    On a CPU, more cotangents make the products faster but push the images out of cache. On two
+    cores with batch 72, single paths take 1, 0.89, 0.84, 0.81, 0.83 and 0.86 of the time with 1, 2,
+    3, 4, 6 and 8 at once; supernets, whose products are longer, take 1, 0.94, 1.01 and 1 with 1 to
+    4. Loops over edges copy residuals once for all cotangents of a pass: in DARTS, batch 14, a
+    kernel takes 0.38 s with 2 and 0.28 s with 7.
 
     Args:
-        n: images of the kernel.
-        single_path: whether a network keeps an operator an edge at most, see
+        n: number of images of the kernel.
+        single_path: whether a network keeps at most one operator per edge; see
             `tenas_jax.architectures.space.ProxySize`.
         rolled: whether its edges are computed in loops.
 
     Returns:
-        On a CPU a divisor of n, as passes of another size would be compiled, too. Elsewhere n, or
-        of many images so many that memory suffices.
+        On a CPU a divisor of n, because passes of another size would also be compiled. Elsewhere n,
+        or fewer if the images are too many for the memory.
 
     Example:
         >>> 72 % chunk_size(72)
@@ -103,13 +103,13 @@ def chunk_size(n: int, *, single_path: bool = False, rolled: bool = False) -> in
 
 
 def rows_per_call(*, single_path: bool) -> int:
-    """Rows that a device measures in one call, one after the other.
+    """Number of rows that a device measures per call, one after the other.
 
-    On a CPU it is one supernet, which takes a second; several single paths even out their times.
-    A row of an accelerator takes milliseconds: several share what a call costs.
+    On a CPU, one supernet, which takes a second, or several single paths, whose times even out. On
+    an accelerator a row takes milliseconds, so several rows share the cost of a call.
 
     Args:
-        single_path: whether a network keeps an operator an edge at most.
+        single_path: whether a network keeps at most one operator per edge.
 
     Example:
         >>> rows_per_call(single_path=False), rows_per_call(single_path=True)  # on a CPU
