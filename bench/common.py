@@ -1,8 +1,8 @@
-"""What all benchmarks share: processes, timing, tables.
+"""Processes, timing and tables, shared by all benchmarks.
 
-A contestant runs in a process of its own, so that its peak memory is its own, and all of them
-take turns, so that a slow minute of the machine is shared. Nothing here imports JAX or PyTorch at
-the start: the parent process only keeps the timetable.
+Each contestant runs in its own process, so that its peak memory is its own. Contestants take turns,
+so that a slow minute of the machine affects all of them. Nothing here imports JAX or PyTorch at the
+start: the parent process only schedules.
 """
 
 import argparse
@@ -28,14 +28,14 @@ from jaxtyping import Float
 from tenas_jax.spaces import DARTS, NAS_BENCH_201
 
 Work = Callable[[], Float[np.ndarray, "..."]]
-"""Does the work once, to its end, and returns its result."""
+"""Does the work once, waits for the end, and returns the result."""
 
 SPACES = {space.name: space for space in (NAS_BENCH_201, DARTS)}  # those of the original
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "neural-tangents", "numpy", "torch", "tenas_jax")
 TOLERANCE = 1e-4
 MIB = 2.0**20
-PLATFORM = "TENAS_BENCH_PLATFORM"  # tells the contestants' processes JAX's platform
-PREPARATION = 0.6  # of the time there is; the rest is for timed runs
+PLATFORM = "TENAS_BENCH_PLATFORM"  # passes JAX's platform to the contestants' processes
+PREPARATION = 0.6  # fraction of the available time; the rest is for timed runs
 
 
 class SkipError(Exception):
@@ -47,8 +47,8 @@ class Contestant:
     """One way of doing the work.
 
     Args:
-        name: as the tables call it.
-        build: prepares, in the contestant's own process, and returns the work; must be picklable.
+        name: name in the tables.
+        build: prepares in the contestant's own process and returns the work; must be picklable.
     """
 
     name: str
@@ -57,16 +57,16 @@ class Contestant:
 
 @dataclass
 class Outcome:
-    """How a contestant did.
+    """The result of a contestant.
 
     Args:
-        name: of the contestant.
-        prepare_seconds: until the first result: imports, compilation, one run.
-        seconds: of each timed run.
+        name: name of the contestant.
+        prepare_seconds: seconds until the first result: imports, compilation, one run.
+        seconds: seconds of each timed run.
         error: relative difference of its result from the reference, in the Frobenius norm.
         peak_mib: largest resident memory of its process, libraries included.
         device_mib: largest memory on the accelerator; None on a CPU.
-        note: why it has no times; empty if it has.
+        note: why it has no times; empty if it has times.
     """
 
     name: str
@@ -84,31 +84,33 @@ class Outcome:
 
 
 def arguments(description: str | None, *, budget: float) -> argparse.ArgumentParser:
-    """The options that every benchmark has.
+    """The options shared by all benchmarks.
 
     Args:
-        description: of the benchmark.
-        budget: default seconds for all of it.
+        description: description of the benchmark.
+        budget: default seconds for the whole benchmark.
 
     Returns:
-        A parser, to which a benchmark adds its own.
+        A parser, to which a benchmark adds its own options.
     """
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
-    parser.add_argument("--budget", type=float, default=budget, help="seconds for all of it")
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each contestant")
     parser.add_argument(
-        "--threads", type=int, help="CPU cores for everyone; 1 on a CPU, all beside a GPU"
+        "--budget", type=float, default=budget, help="seconds for the whole benchmark"
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs per contestant")
+    parser.add_argument(
+        "--threads", type=int, help="CPU cores for every contestant; 1 on a CPU, all with a GPU"
     )
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--original", type=Path, help="a clone of VITA-Group/TENAS, timed too")
+    parser.add_argument("--original", type=Path, help="a clone of VITA-Group/TENAS to time as well")
     return parser
 
 
 def prepare_environment(threads: int | None) -> dict[str, Any]:
-    """Gives this process and its children the same cores, and describes the machine.
+    """Pin this process and its children to the same cores, and describe the machine.
 
     Args:
-        threads: cores for each contestant; None: 1 on a CPU, all beside a GPU.
+        threads: cores for each contestant; None: 1 on a CPU, all with a GPU.
 
     Returns:
         Device, threads, versions.
@@ -144,11 +146,7 @@ def describe_device() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """The processor's name for itself.
-
-    Returns:
-        A name.
-    """
+    """The name of the processor."""
     try:
         found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     except OSError:
@@ -170,21 +168,21 @@ def installed_version(name: str) -> str:
 
 
 def require(name: str) -> None:
-    """SkipError this contestant unless a distribution is installed.
+    """Skip this contestant unless a distribution is installed.
 
     Raises:
-        SkipError: it is not.
+        SkipError: it is not installed.
     """
     if installed_version(name) == "not installed":
         raise SkipError(f"{name} not installed")
 
 
 def draw_weights(network: Any, *inputs: Any) -> Any:
-    """Parameters of a Flax network, drawn as PyTorch does by default, without compiling anything.
+    """Parameters of a Flax network with PyTorch's default initialization, without compilation.
 
     Args:
-        network: the module; a kernel's last axis is its outputs, the three before its fan in.
-        inputs: what it is called with.
+        network: the module; a kernel's last axis is its outputs, the previous three its fan-in.
+        inputs: its inputs.
 
     Returns:
         Nested dictionaries of arrays.
@@ -205,18 +203,18 @@ def draw_weights(network: Any, *inputs: Any) -> Any:
 
 
 def torch_device() -> Any:
-    """The device that PyTorch's contestants compute on, the same as JAX's.
+    """The device of PyTorch's contestants, the same as JAX's.
 
     Returns:
         A `torch.device`.
 
     Raises:
-        SkipError: JAX has a GPU, PyTorch has not.
+        SkipError: JAX has a GPU, but PyTorch does not.
     """
     import torch
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    # Condition numbers of thousands need all the bits; JAX's side computes with all of them, too.
+    # Condition numbers of thousands need full precision, which JAX's contestants use as well.
     torch.backends.cudnn.allow_tf32 = False
     if os.environ[PLATFORM] == "cpu":
         return torch.device("cpu")
@@ -226,31 +224,31 @@ def torch_device() -> Any:
 
 
 def call(function: Callable[..., Any], *values: Any, timeout: float | None = None) -> Any:
-    """Calls a function in a fresh process.
+    """Call a function in a new process.
 
     Args:
-        function: importable, as its values.
-        values: its arguments.
+        function: an importable function.
+        values: its arguments, which must be picklable.
         timeout: seconds after which the process is killed.
 
     Returns:
-        What the function returns.
+        The result of the function.
 
     Raises:
-        SkipError: the function failed, or took too long; in one line.
+        SkipError: the function failed or took too long.
     """
     with Process(_call, function, values) as process:
         return process.receive(timeout)
 
 
 class Process:
-    """A fresh Python process with a pipe to it; as a context, killed at the end.
+    """A new Python process with a pipe to it; as a context, it is killed at the end.
 
-    What it sends is a pair: whether it succeeded, and the value or the reason.
+    It sends pairs: whether it succeeded, and the value or the reason.
 
     Args:
-        target: what it runs, with the pipe's other end as first argument.
-        values: its other arguments.
+        target: its function, called with the other end of the pipe as first argument.
+        values: the other arguments.
     """
 
     def __init__(self, target: Callable[..., None], *values: Any) -> None:
@@ -274,7 +272,7 @@ class Process:
             timeout: seconds to wait.
 
         Raises:
-            SkipError: it failed, died, or nothing came in time.
+            SkipError: it failed, died, or sent nothing in time.
         """
         if not self.pipe.poll(None if timeout is None else max(timeout, 0.0)):
             raise SkipError("out of time")
@@ -302,7 +300,7 @@ def _reason(error: Exception) -> str:
 
 
 def _compete(pipe: Connection, build: Callable[[], Work]) -> None:
-    """A contestant's process: the first result, then a time for every request."""
+    """The process of a contestant: sends the first result, then a time for every request."""
     try:
         work = build()
         pipe.send((True, np.asarray(work())))
@@ -336,14 +334,14 @@ def race(
     repeats: int,
     tolerance: float | None = TOLERANCE,
 ) -> list[Outcome]:
-    """Times contestants that take turns, after comparing their results with the first one's.
+    """Time contestants in turns, after comparing their results with those of the first one.
 
     Args:
-        contestants: the first that gives a result is the reference.
-        deadline: of `time.monotonic`; no turn starts that would not end before it, the first of a
-            contestant's excepted.
-        repeats: timed runs of each.
-        tolerance: whose result differs by more is not timed; None: results are not compared.
+        contestants: the contestants; the first with a result is the reference.
+        deadline: value of `time.monotonic` before which every turn must end, except a contestant's
+            first.
+        repeats: timed runs per contestant.
+        tolerance: contestants whose result differs by more are not timed; None: no comparison.
 
     Returns:
         The outcomes, in the order of the contestants.
@@ -448,11 +446,11 @@ def outcome_rows(outcomes: Sequence[Outcome], baseline: str) -> list[list[Any]]:
     """Rows of a table of outcomes, under `OUTCOME_HEADER`.
 
     Args:
-        outcomes: of one race.
-        baseline: the contestant whose median is divided by each other's.
+        outcomes: the outcomes of one race.
+        baseline: the contestant that speed-ups are relative to.
 
     Returns:
-        A row for each outcome.
+        One row per outcome.
     """
     medians = {outcome.name: outcome.median for outcome in outcomes}
     base = medians.get(baseline)
@@ -491,12 +489,12 @@ def write_results(
     results: Sequence[Mapping[str, Any]],
     text: str,
 ) -> Path:
-    """Writes `name.json` and `name.md` into the device's folder, and prints the table.
+    """Write `name.json` and `name.md` into the device's folder, and print the table.
 
     Args:
-        folder: of all results.
-        name: of the benchmark.
-        environment: what `prepare_environment` returned.
+        folder: folder of all results.
+        name: name of the benchmark.
+        environment: the result of `prepare_environment`.
         results: JSON values.
         text: Markdown.
 
@@ -524,7 +522,7 @@ def describe(environment: Mapping[str, Any]) -> str:
 
 
 def slug(environment: Mapping[str, Any]) -> str:
-    """Name of the folder of a device's results.
+    """The name of the folder with a device's results.
 
     Example:
         >>> slug({"platform": "cpu", "device": "cpu", "cpu": "AMD EPYC 9R14", "threads": 2})
@@ -539,7 +537,7 @@ def slug(environment: Mapping[str, Any]) -> str:
 
 
 def file_name(words: str) -> str:
-    """Words as the name of a file.
+    """Turn words into a file name.
 
     Example:
         >>> file_name("NAS-Bench-201, 32 images")
@@ -556,16 +554,16 @@ def plot_lines(
     x_label: str,
     y_label: str,
 ) -> None:
-    """A plot of medians with their spread on logarithmic axes; without matplotlib, nothing.
+    """Plot medians with their ranges on logarithmic axes, if matplotlib is installed.
 
     Beside it is a PDF as wide as a column of a paper, 3.3 inches.
 
     Args:
-        path: of the PNG.
+        path: path of the PNG.
         lines: for each name the measurements at each x.
-        title: above the plot.
-        x_label: under the plot, with the unit.
-        y_label: beside the plot, with the unit.
+        title: title of the plot.
+        x_label: label of the x axis, with the unit.
+        y_label: label of the y axis, with the unit.
     """
     if installed_version("matplotlib") == "not installed":
         print(f"{path.name} not drawn: matplotlib not installed")

@@ -1,10 +1,10 @@
-"""Linear regions: 3000 activation patterns counted, and a whole evaluation of a region network.
+"""Linear regions: count 3000 activation patterns, and evaluate a whole region network.
 
     python -m bench.linear_regions
 
-An evaluation is three forward passes of 1000 patches and the count; its weights are each side's
-own. Counts of the same patterns are compared with the first contestant's, and the table says how
-many rows are distinct by `numpy.unique`.
+An evaluation is three forward passes of 1000 patches and the count; each contestant draws its own
+weights. Counts of the same patterns are compared with the first contestant's. The table also gives
+the number of distinct rows by `numpy.unique`.
 """
 
 import functools
@@ -28,7 +28,7 @@ ROUNDING = 1e-3
 
 @dataclass(frozen=True)
 class Problem:
-    """What all contestants compute.
+    """The task of all contestants.
 
     Args:
         space: name of the search space; the full supernet is measured.
@@ -42,20 +42,20 @@ class Problem:
 
 
 def patches() -> np.ndarray:
-    """Patches [batch, n, 3, 3, 1], normal like normalized ones."""
+    """Patches [batch, n, 3, 3, 1] with normal values, like normalized patches."""
     generator = np.random.default_rng(0)
     return generator.standard_normal((BATCHES, PATCHES, 3, 3, 1), np.float32)
 
 
 def write_patterns(space: str, path: Path) -> int:
-    """Writes the patterns of a region network with random weights.
+    """Write the patterns of a region network with random weights.
 
     Args:
         space: name of the search space.
-        path: of the file.
+        path: path of the file.
 
     Returns:
-        How many are distinct.
+        The number of distinct patterns.
     """
     patterns = np.asarray(region_patterns(space)())
     np.save(path, patterns)
@@ -104,7 +104,7 @@ def build_count_unique(problem: Problem) -> Work:
 
 
 def build_count_torch(problem: Problem) -> Work:
-    """The original's products in half precision, written anew."""
+    """The original's products in half precision, reimplemented."""
     common.require("torch")
     import torch
 
@@ -214,7 +214,7 @@ def main() -> None:
         path = Path(folder) / "patterns.npy"
         exact = common.call(write_patterns, options.space, path)
         problem = Problem(options.space, path, options.original)
-        # Weights are drawn anew for each evaluation: only counts of the same patterns can agree.
+        # Each evaluation draws new weights, so only counts of the same patterns can agree.
         for task, builders, tolerance in (
             ("count", COUNTS, ROUNDING),
             ("evaluation", EVALUATIONS, None),

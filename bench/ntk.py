@@ -1,9 +1,9 @@
-"""One neural tangent kernel of a supernet, by this library and by what could be used instead.
+"""One neural tangent kernel of a supernet, by this library and by the alternatives.
 
     python -m bench.ntk --space nas-bench-201 --batches 72 8 16 32
 
-Same weights, same images, same threads. A kernel that differs from the first contestant's by more
-than 1e-4 is not timed.
+All contestants use the same weights, images and threads. Kernels that differ from the first
+contestant's by more than 1e-4 are not timed.
 """
 
 import functools
@@ -32,7 +32,7 @@ NUM_CLASSES = 10
 
 @dataclass(frozen=True)
 class Problem:
-    """What all contestants compute.
+    """The task of all contestants.
 
     Args:
         space: name of the search space; the full supernet is measured.
@@ -47,10 +47,10 @@ class Problem:
     original: Path | None = None
 
     def images(self) -> np.ndarray:
-        """Images [n, 32, 32, 3], normal like normalized ones.
+        """Images [n, 32, 32, 3] with normal values, like normalized images.
 
-        Not with any seed: 16 images of seed 16 make an activation whose sign rounding decides, and
-        kernels of JAX and of PyTorch that differ by 6e-4 (in float64 by 7e-15).
+        The seed matters: 16 images of seed 16 give an activation whose sign depends on rounding, so
+        that kernels of JAX and PyTorch differ by 6e-4 (in float64 by 7e-15).
         """
         shape = (self.batch, 32, 32, 3)
         return np.random.default_rng(0).standard_normal(shape, np.float32)
@@ -61,11 +61,11 @@ class Problem:
 
 
 def write_weights(space: str, path: Path) -> None:
-    """Draws the weights of a supernet and writes them.
+    """Draw the weights of a supernet and write them.
 
     Args:
         space: name of the search space.
-        path: of the file.
+        path: path of the file.
     """
     from flax.traverse_util import flatten_dict
 
@@ -166,7 +166,7 @@ def torch_arguments(problem: Problem) -> "tuple[Network, Tensor]":
 
 
 def build_torch_loop(problem: Problem) -> Work:
-    """The original's loop over samples, written anew."""
+    """The original's loop over samples, reimplemented."""
     from bench import pytorch_reference as reference
 
     network, images = torch_arguments(problem)
@@ -181,7 +181,7 @@ def build_torch_compile(problem: Problem) -> Work:
 
     from bench import pytorch_reference as reference
 
-    # The loop goes backward many times through one forward pass.
+    # The loop runs many backward passes through one forward pass.
     torch._functorch.config.donated_buffer = False
     compiled = torch.compile(network)
     return lambda: reference.ntk_loop(compiled, network, images).cpu().numpy()
@@ -218,7 +218,7 @@ def build_original(problem: Problem) -> Work:
     return work
 
 
-# The first is what kernels are compared with; what compiles for long comes last.
+# Kernels are compared with the first one; slow compilers come last.
 CONTESTANTS: dict[str, Callable[[Problem], Work]] = {
     "PyTorch loop": build_torch_loop,
     "original": build_original,
@@ -242,10 +242,10 @@ def compete(
     """The race for one batch size.
 
     Args:
-        problem: what is computed.
-        names: of the contestants.
-        deadline: of `time.monotonic`.
-        repeats: timed runs of each.
+        problem: the task.
+        names: names of the contestants.
+        deadline: a value of `time.monotonic`.
+        repeats: timed runs per contestant.
     """
     contestants = [
         Contestant(name, functools.partial(CONTESTANTS[name], problem)) for name in names
@@ -273,7 +273,7 @@ def main() -> None:
         common.call(write_weights, options.space, weights)
         for i, batch in enumerate(batches):
             problem = Problem(options.space, batch, weights, options.original)
-            # Larger batches get more of the time that is left.
+            # Larger batches get more of the remaining time.
             share = batch / sum(batches[i:])
             deadline = time.monotonic() + share * (end - time.monotonic())
             outcomes[batch] = compete(problem, names, deadline=deadline, repeats=options.repeats)
@@ -287,10 +287,10 @@ def report(
     environment: dict[str, Any],
     outcomes: dict[int, list[Outcome]],
 ) -> None:
-    """Writes the results of all batch sizes.
+    """Write the results of all batch sizes.
 
     Args:
-        folder: of all results.
+        folder: folder of all results.
         space: name of the search space.
         base: the contestant that speed-ups are relative to.
         environment: of the run.

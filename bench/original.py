@@ -1,8 +1,8 @@
-"""Runs a clone of VITA-Group/TENAS as it is, but for device calls and what newer versions removed.
+"""Runs an unmodified clone of VITA-Group/TENAS, patching device calls and removed functions.
 
 On a machine without a GPU `.cuda()` does nothing; `torch.symeig` is `torch.linalg.eigvalsh`;
-`a += a.T` adds a copy, which PyTorch by now insists on; packages that only its data loading needs
-are stood in for where they are not installed.
+`a += a.T` adds a copy, as newer PyTorch requires; missing packages that only its data loading needs
+are replaced by stubs.
 """
 
 import importlib
@@ -45,7 +45,7 @@ REGION_NETWORKS: Mapping[str, dict[str, Any]] = {
 
 
 class Loader:
-    """What the original iterates over: the same batch again and again, with a label it ignores.
+    """The data loader for the original: repeats the same batch, with a label that it ignores.
 
     Args:
         batch: images or patches, NCHW.
@@ -68,7 +68,7 @@ class Original:
 
     Args:
         clone: folder of the repository.
-        device: where it computes.
+        device: the device it uses.
     """
 
     def __init__(self, clone: Path, device: torch.device) -> None:
@@ -110,7 +110,7 @@ class Original:
         """A network of the original with PyTorch's default weights.
 
         Args:
-            config: what `config` returned.
+            config: the result of `config`.
             mask: the operators kept.
         """
         network: nn.Module = self.models.get_cell_based_tiny_net(config).cuda().train()
@@ -118,11 +118,11 @@ class Original:
         return network
 
     def condition_numbers(self, networks: Sequence[nn.Module], images: Tensor) -> list[float]:
-        """The original's `get_ntk_n` of a batch; it leaves the kernels in `kernels`.
+        """The original's `get_ntk_n` of a batch; also stores the kernels in `kernels`.
 
         Args:
-            networks: share weights and images.
-            images: [n, 3, h, w].
+            networks: the networks, which share weights and images.
+            images: images [n, 3, h, w].
         """
         self.kernels.clear()
         numbers: list[float] = self.procedures.get_ntk_n(
@@ -134,8 +134,8 @@ class Original:
         """The original's collector of activation patterns.
 
         Args:
-            patches: [n, 1, h, w], of every batch.
-            batches: how many make a count.
+            patches: patches [n, 1, h, w] of every batch.
+            batches: number of batches per count.
         """
         counter = self.procedures.Linear_Region_Collector(
             input_size=tuple(patches.shape), sample_batch=batches
@@ -150,11 +150,11 @@ def _add_in_place(a: Tensor, b: Any) -> Tensor:
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copies weights into a network of the original.
+    """Copy weights into a network of the original.
 
     Args:
-        network: of the original.
-        weights: as `bench.pytorch_reference.state_dict` returns them.
+        network: a network of the original.
+        weights: the result of `bench.pytorch_reference.state_dict`.
     """
     named = dict(network.named_parameters())
     with torch.no_grad():

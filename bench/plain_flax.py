@@ -1,6 +1,6 @@
-"""The NAS-Bench-201 supernet as one would write it first: a Flax module for each edge and operator.
+"""A straightforward NAS-Bench-201 supernet: one Flax module per edge and operator.
 
-Written for comparison with `tenas_jax.networks.supernet`, whose weights it takes; NHWC, `nn.Conv`,
+It is a baseline for `tenas_jax.networks.supernet` and takes its weights; NHWC, `nn.Conv`,
 `nn.BatchNorm` with the statistics of the batch.
 """
 
@@ -47,7 +47,7 @@ class ReLUConvNorm(nn.Module):
 
 
 class Cell(nn.Module):
-    """Four nodes, and between them all operators on all edges."""
+    """Four nodes with all operators on all edges between them."""
 
     features: int
 
@@ -103,10 +103,10 @@ class Supernet(nn.Module):
 
 
 def from_supernet(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The weights of our supernet in the places of this one.
+    """Convert the weights of our supernet for this one.
 
     Args:
-        params: of the supernet of `NAS_BENCH_201`.
+        params: parameters of the supernet of `NAS_BENCH_201`.
 
     Returns:
         Parameters of `Supernet`.

@@ -1,9 +1,9 @@
-"""TE-NAS's measurements in PyTorch, written for this project to compare with.
+"""A PyTorch implementation of TE-NAS's measurements, written for this project as a baseline.
 
-The networks are those of the paper's code. Parameters bear the names of its state dictionaries,
-less `_ops`, so that one set of weights serves these networks, the original's own classes and,
-through `state_dict`, this library's. Batch normalization keeps no running statistics: in train mode
-they are never read.
+The networks are those of the paper's code. Parameters have the names of its state dictionaries
+without `_ops`, so that one set of weights works for these networks, the original's own classes and,
+through `state_dict`, this library's. Batch normalization has no running statistics, which train
+mode never reads.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -75,7 +75,7 @@ class TwiceSeparableConv(nn.Module):
 
 
 class FactorizedReduction(nn.Module):
-    """ReLU, two 1 x 1 convolutions of stride 2, the second one pixel further, concatenated."""
+    """ReLU, two 1 x 1 convolutions of stride 2, one shifted by a pixel, concatenated."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class FactorizedReduction(nn.Module):
 
 
 def operator(name: str, features: int, stride: int) -> nn.Module:
-    """A candidate operator of that name."""
+    """Make a candidate operator by name."""
     identity = nn.Identity() if stride == 1 else FactorizedReduction(features, features)
     make: dict[str, Callable[[], nn.Module]] = {
         "none": nn.Identity,  # always pruned
@@ -111,13 +111,13 @@ def operator(name: str, features: int, stride: int) -> nn.Module:
 
 
 class Edge(nn.ModuleList):
-    """The operators of an edge, averaged over those kept; with none kept, zero."""
+    """The mean of the operators kept on an edge; zero if none is kept."""
 
     def __init__(self, space: CellSpace, features: int, stride: int) -> None:
         super().__init__(operator(name, features, stride) for name in space.ops)
 
     def forward(self, x: Tensor, kept: Sequence[bool]) -> Tensor | float:
-        """The average; pruned operators are not run."""
+        """The mean; pruned operators are not run."""
         outputs = [op(x) for op, keep in zip(self, kept, strict=True) if keep]
         return sum(outputs, start=0.0) / max(len(outputs), 1)
 
@@ -154,7 +154,7 @@ def nodes_of(
 
 
 class ResidualBlock(nn.Module):
-    """The block between two stages: twice the channels, half the size."""
+    """The block between two stages, which doubles the channels and halves the image size."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -168,11 +168,11 @@ class ResidualBlock(nn.Module):
 
 
 class Network(nn.Module):
-    """What the supernets share: a mask, and the layers around the cells.
+    """The base of the supernets: a mask, and the layers around the cells.
 
     Args:
-        channels: of the stem.
-        features: of the last cell's output.
+        channels: channels of the stem.
+        features: channels of the last cell's output.
         num_classes: outputs of the classifier.
         mask: the operators kept; may be replaced at any time.
     """
@@ -195,12 +195,12 @@ class Network(nn.Module):
         return self.classifier(x.mean((2, 3)))
 
     def activations(self, patches: Tensor) -> None:
-        """Runs the region network, which has no stem and no classifier."""
+        """Run the region network, which has no stem and no classifier."""
         self.lastact(self.run_cells(patches))
 
 
 class NASBench201(Network):
-    """The supernet of NAS-Bench-201, one cell in each stage.
+    """The supernet of NAS-Bench-201, with one cell per stage.
 
     Args:
         mask: the operators kept.
@@ -279,17 +279,17 @@ REGION_NETWORKS: dict[str, Callable[[Mask], Network]] = {
 
 
 def weights_of(network: nn.Module) -> dict[str, Tensor]:
-    """The parameters a kernel is taken over: those the original selects by name."""
+    """The parameters of a kernel: those that the original selects by name."""
     return {name: p for name, p in network.named_parameters() if "weight" in name}
 
 
 def ntk_loop(forward: Callable[[Tensor], Tensor], network: Network, images: Tensor) -> Tensor:
-    """Kernel by one backward pass for each sample, the original's loop.
+    """Compute the kernel with one backward pass per sample, like the original's loop.
 
     Args:
         forward: the network itself, or compiled.
-        network: whose weights the kernel is taken over.
-        images: [n, 3, h, w].
+        network: the network, for its weights.
+        images: images [n, 3, h, w].
 
     Returns:
         The kernel [n, n].
@@ -309,11 +309,11 @@ def ntk_loop(forward: Callable[[Tensor], Tensor], network: Network, images: Tens
 
 @torch.no_grad()  # `vjp` differentiates nonetheless; biases need no graph
 def ntk_func(network: Network, images: Tensor, chunk_size: int) -> Tensor:
-    """Kernel by `torch.func`: `vjp` over the batch, `vmap` over chunks of cotangents.
+    """Compute the kernel with `torch.func`: `vjp` of the batch, `vmap` over chunks of cotangents.
 
     Args:
-        network: whose weights the kernel is taken over.
-        images: [n, 3, h, w].
+        network: the network.
+        images: images [n, 3, h, w].
         chunk_size: cotangents at a time.
 
     Returns:
@@ -333,7 +333,7 @@ def ntk_func(network: Network, images: Tensor, chunk_size: int) -> Tensor:
 
 
 def condition_number(kernel: Tensor) -> float:
-    """Largest eigenvalue over the smallest, as the original has it."""
+    """Largest eigenvalue over the smallest, as in the original."""
     eigenvalues = torch.linalg.eigvalsh(kernel)
     return float(eigenvalues[-1] / eigenvalues[0])
 
@@ -347,7 +347,7 @@ def activation_patterns(
     Args:
         network: a region network.
         batches: patches [n, 1, h, w].
-        copies: of every column; the original registers its hooks anew in every repeat.
+        copies: copies of every column; the original registers its hooks again in every repeat.
 
     Returns:
         0 or 1 in float32.
@@ -371,16 +371,16 @@ def activation_patterns(
 
 @torch.no_grad()
 def count_regions(patterns: Float[Tensor, "n neurons"]) -> float:
-    """Distinct rows, by the original's products in half precision.
+    """Count distinct rows with the original's products in half precision.
 
-    With A the patterns, A (1 - A)^T and its transpose count the bits in which two samples differ. A
-    sample that shares its pattern with m - 1 others contributes 1 / m.
+    If A are the patterns, A (1 - A)^T plus its transpose counts the bits in which two samples
+    differ. A sample that shares its pattern with m - 1 others contributes 1 / m.
 
     Args:
         patterns: 0 or 1.
 
     Returns:
-        The number, off by the rounding of the sum.
+        The number, up to rounding errors of the sum.
     """
     differing = patterns.half() @ (1 - patterns).T.half()
     same = 1 - torch.sign(differing + differing.T)
@@ -394,10 +394,10 @@ def state_dict(
 
     Args:
         space: the search space.
-        params: of the kernel's network by path, keys joined by `/`.
+        params: parameters of the kernel's network by path, with keys joined by `/`.
 
     Returns:
-        What `load_state_dict` of the kernel's network takes.
+        A state dictionary for `load_state_dict` of the kernel's network.
     """
     names = NTK_NETWORKS[space.name](space.initial_mask()).state_dict()
     return {name: torch.from_numpy(_parameter(space, params, name)) for name in names}
@@ -433,11 +433,11 @@ _SEPARABLE = {
 
 
 def location(space: CellSpace, name: str) -> tuple[str, int]:
-    """Where our tree has the parameter of a PyTorch network.
+    """The location in our tree of a parameter of a PyTorch network.
 
     Args:
         space: the search space.
-        name: PyTorch's.
+        name: PyTorch's name of the parameter.
 
     Returns:
         Its path, and its index on the leading axis, that of parallel edges.

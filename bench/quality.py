@@ -7,11 +7,11 @@ Tables, each measured and written on its own (`--tables`):
 - size-first: the preset nas-bench-201-best, and without each of its parts;
 - te-nas: the paper's Tables 1, 4 and 5: both presets, one metric alone, other combinations of
   ranks, random search of equal budget;
-- repeats: what more of them buy, fixed or where a decision is open;
+- repeats: what more repeats gain, fixed or automatic;
 - scores: all architectures of the space by the usual metrics, and their correlations with accuracy.
 
-Searches and scores go on where they were when this is started again with the same `--workdir`. The
-scores are kept beside the results, six digits of each; where they are, nothing is measured again.
+When started again with the same `--workdir`, searches and scores resume. Scores are stored with six
+digits beside the results; if they exist, they are not measured again.
 """
 
 import argparse
@@ -44,14 +44,14 @@ SMALL = "nas-bench-201, 32 images"
 ORIGINAL = 93.405  # the original code's only complete run, seed 0
 # The paper's Table 1, mean and deviation of four seeds; its Tables 4 and 5 are of CIFAR-100.
 PUBLISHED = {PAPER: "93.9 +- 0.47", CODE: f"93.9 +- 0.47; its code, once: {ORIGINAL}"}
-# What is measured: searches with one of these share their rows.
+# Measurements; searches with the same key share their rows.
 MEASUREMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     BEST: (BEST, {"metrics": "regions,synflow,snip,kappa"}),
     CODE: (CODE, {}),
     PAPER: (PAPER, {}),
     SMALL: (CODE, {"ntk": NTKConfig(batch_size=32)}),
 }
-# Tables of searches: their names, what is measured, and how it decides.
+# Tables of searches: name, measurement, and settings of the decision.
 TABLES: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
     "size-first": [
         (BEST, BEST, {}),
@@ -90,8 +90,8 @@ class Remembering:
     """Measures no row twice: searches with one seed share most of their rows.
 
     Args:
-        scorer: measures rows by all metrics that are wanted.
-        path: keeps what each of its programs has measured, a line of JSON for each row.
+        scorer: measures rows by all requested metrics.
+        path: file for the measurements of each program, one line of JSON per row.
     """
 
     def __init__(self, scorer: SupernetScorer, path: Path) -> None:
@@ -118,7 +118,7 @@ class Remembering:
                 part.compile()
                 self._known |= zip(names, part(keys, masks).tolist(), strict=True)
                 with open(self._path, "a") as file:
-                    file.write("\n")  # after what a kill may have left of a line
+                    file.write("\n")  # a kill may have left an incomplete line
                     for name in dict.fromkeys(names):
                         file.write(json.dumps([name, self._known[name]]) + "\n")
             columns |= zip(own, np.array([self._known[name] for name in names]).T, strict=True)
@@ -135,13 +135,13 @@ class Columns:
         self.plan: dict[str, int] = {}
 
     def begin(self) -> None:
-        """Nothing: programs are compiled when they are first needed."""
+        """Do nothing: programs are compiled when they are first needed."""
 
     def compile(self) -> None:
-        """Nothing, as `begin`."""
+        """Do nothing, like `begin`."""
 
     def __call__(self, keys: Any, masks: np.ndarray) -> np.ndarray:
-        """Measure the rows that are new."""
+        """Measure the new rows."""
         return self._remembering.measure(self.metrics, keys, masks)
 
 
@@ -166,7 +166,7 @@ def searches(
     """Search with every variant of a table and every seed.
 
     Yields:
-        What each variant found, and what it cost.
+        The result and cost of each variant.
     """
     import jax
 
@@ -209,7 +209,7 @@ def searches(
 
 
 def whole_space(options: argparse.Namespace, seed: int) -> Path:
-    """Measure all architectures, unless that is done, and keep six digits of every value."""
+    """Measure all architectures if that was not done, and store six digits of every value."""
     path: Path = options.results / f"{CODE}-scores-seed{seed}.csv.gz"
     if path.exists():
         return path
@@ -223,7 +223,7 @@ def whole_space(options: argparse.Namespace, seed: int) -> Path:
         ",".join([genotype, *(f"{float(value):.6g}" for value in values)])
         for genotype, *values in rows
     )
-    # Without a time and a name in it, the same values are the same file.
+    # Without time and name, equal values give equal files.
     content = gzip.compress(f"{','.join(header)}\n{text}\n".encode(), mtime=0)
     with whole_file(path) as unfinished:
         unfinished.write_bytes(content)
@@ -231,7 +231,7 @@ def whole_space(options: argparse.Namespace, seed: int) -> Path:
 
 
 def correlations(options: argparse.Namespace) -> dict[str, Any]:
-    """Correlate the scores of all architectures with their accuracies, by the command."""
+    """Correlate the scores of all architectures with their accuracies, with `tenas correlate`."""
     files = [whole_space(options, seed) for seed in range(options.score_seeds)]
     output = options.workdir / "correlations.json"
     output.unlink(missing_ok=True)
@@ -243,7 +243,7 @@ def correlations(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def search_rows(results: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
-    """Rows of the table of what searches found."""
+    """Rows of the table of search results."""
     return [
         [
             each["variant"],
@@ -262,7 +262,7 @@ SEARCH_HEADER = ("search", "accuracy %", "worst", "best", "median rank", "measur
 
 
 def plot_accuracies(path: Path, results: Sequence[Mapping[str, Any]], table: AccuracyTable) -> None:
-    """A dot for each search, a bar for the mean of its variant, over all trained networks."""
+    """Plot a dot per search and a bar per variant's mean, over all trained networks."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 0.42 * len(results) + 1.6), layout="constrained")
@@ -329,11 +329,13 @@ def main() -> None:
     )
     parser.add_argument("--data", required=True, help="CIFAR-10: npz:PATH or tfds:cifar10")
     parser.add_argument("--accuracy-table", required=True, type=Path)
-    parser.add_argument("--workdir", required=True, type=Path, help="keeps what is measured")
+    parser.add_argument("--workdir", required=True, type=Path, help="folder for the measurements")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--tables", nargs="+", choices=[*TABLES, SCORES], default=[*TABLES, SCORES])
     parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--score-seeds", type=int, default=1, help="of the scores of the space")
+    parser.add_argument(
+        "--score-seeds", type=int, default=1, help="seeds for the scores of the space"
+    )
     options = parser.parse_args()
     options.workdir.mkdir(parents=True, exist_ok=True)
     environment = common.prepare_environment(len(os.sched_getaffinity(0)))

@@ -1,9 +1,9 @@
-"""What rows of measurements cost: against images, rows and devices; with peak memory.
+"""The cost of measurements by number of images, rows and devices, with peak memory.
 
     python -m bench.scaling
 
-A row is a supernet of NAS-Bench-201 with its own weights: its kernel's condition number and its
-linear regions. Everything runs through the scorer that a search uses.
+A row measures a supernet of NAS-Bench-201 with its own weights: the condition number of its kernel
+and its linear regions. Everything runs through the scorer of a search.
 """
 
 import functools
@@ -21,7 +21,7 @@ from tenas_jax.spaces import NAS_BENCH_201
 
 
 class Case(NamedTuple):
-    """What is measured: rows of kernels of so many images, on so many devices."""
+    """A measurement: the numbers of images per kernel, rows and devices."""
 
     vary: str
     images: int
@@ -33,10 +33,10 @@ def cases(sizes: list[int], images: int, rows: int, devices: int) -> list[Case]:
     """One list for each axis, the others held fixed.
 
     Args:
-        sizes: images of a kernel, on one device.
-        images: of a kernel, where rows or devices vary.
-        rows: the most.
-        devices: the most; they share `rows`.
+        sizes: images per kernel, on one device.
+        images: images per kernel if rows or devices vary.
+        rows: the largest number of rows.
+        devices: the largest number of devices; they share `rows`.
 
     Example:
         >>> [case[1:] for case in cases([8], images=4, rows=2, devices=2)]
@@ -60,11 +60,11 @@ def powers(largest: int) -> list[int]:
 
 
 def build(case: Case, cache: Path) -> Work:
-    """Prepares the scorer.
+    """Prepare the scorer.
 
     Args:
-        case: what is measured.
-        cache: folder of compiled programs, which cases share.
+        case: the measurement.
+        cache: folder of compiled programs, shared by all cases.
     """
     from tenas_jax.host.devices import Machine, configure_jax
 
@@ -93,8 +93,12 @@ def main() -> None:
     parser = common.arguments(__doc__, budget=300)
     parser.set_defaults(threads=len(os.sched_getaffinity(0)), repeats=3)
     parser.add_argument("--sizes", type=int, nargs="+", default=[8, 16, 32, 72], help="images")
-    parser.add_argument("--images", type=int, default=32, help="where rows or devices vary")
-    parser.add_argument("--rows", type=int, default=8, help="the most rows, and those of devices")
+    parser.add_argument(
+        "--images", type=int, default=32, help="images per kernel if rows or devices vary"
+    )
+    parser.add_argument(
+        "--rows", type=int, default=8, help="largest number of rows, also used with several devices"
+    )
     options = parser.parse_args()
     end = time.monotonic() + options.budget
     environment = common.prepare_environment(options.threads)
@@ -105,7 +109,7 @@ def main() -> None:
         contestants = [
             Contestant(str(case), functools.partial(build, case, Path(folder))) for case in todo
         ]
-        # Other images and weights: there is nothing to compare.
+        # Images and weights differ, so there is nothing to compare.
         outcomes = common.race(contestants, deadline=end, repeats=options.repeats, tolerance=None)
     report(options.results, environment, todo, outcomes)
 
@@ -113,13 +117,13 @@ def main() -> None:
 def report(
     folder: Path, environment: dict[str, Any], todo: list[Case], outcomes: list[Outcome]
 ) -> None:
-    """Writes the results.
+    """Write the results.
 
     Args:
-        folder: of all results.
-        environment: of the run.
+        folder: folder of all results.
+        environment: environment of the run.
         todo: the cases.
-        outcomes: of each.
+        outcomes: the outcome of each.
     """
     measured = list(zip(todo, outcomes, strict=True))
     first = {case.vary: outcome.median for case, outcome in reversed(measured)}

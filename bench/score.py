@@ -2,8 +2,8 @@
 
     python -m bench.score --space nas-bench-201 --original PATH
 
-Random architectures, one draw of weights each, as `tenas score --metrics kappa,regions` measures
-them, against the original's functions for the same two metrics on the same cores.
+Random architectures with one draw of weights each, measured by `tenas score --metrics
+kappa,regions` and by the original's functions for the same two metrics on the same cores.
 """
 
 import dataclasses
@@ -26,12 +26,12 @@ PRESETS = {"nas-bench-201": "nas-bench-201", "darts": "darts-cifar10"}
 
 
 def masks(space: str, count: int) -> np.ndarray:
-    """Random architectures, the same for everyone."""
+    """Random architectures, the same for all contestants."""
     return enumeration.sample(SPACES[space], count, np.random.default_rng(0))
 
 
 def build_ours(space: str, count: int, batch: int) -> Work:
-    """The scorer of `tenas score`, with a device for each core."""
+    """The scorer of `tenas score`, with one device per core."""
     from tenas_jax.host.devices import Machine, configure_jax
 
     devices = configure_jax(Machine())
@@ -92,7 +92,7 @@ def main() -> None:
     parser.set_defaults(threads=len(os.sched_getaffinity(0)), repeats=3)
     parser.add_argument("--architectures", type=int, default=12)
     parser.add_argument("--space", choices=SPACES, default="nas-bench-201")
-    parser.add_argument("--batch-size", type=int, help="images of a kernel; None: the preset's")
+    parser.add_argument("--batch-size", type=int, help="images per kernel; None: the preset's")
     options = parser.parse_args()
     batch = options.batch_size or get_preset(PRESETS[options.space]).ntk.batch_size
     end = time.monotonic() + options.budget

@@ -1,11 +1,11 @@
-"""A whole NAS-Bench-201 search, as `tenas search` runs it, against the original's.
+"""A whole NAS-Bench-201 search by `tenas search`, against the original's.
 
     python -m bench.search --original PATH
 
-Cold: with an empty compilation cache. Warm: the same again. The original's search is projected
-from its pieces, measured in the same run: a candidate with 4, 3 or 2 operators per edge, times the
-24, 18 and 12 candidates of the three rounds. `--full` also runs the clone's own search loop, for
-an hour on a CPU.
+A cold search starts with an empty compilation cache; a warm one repeats it. The original's search
+is projected from its parts, measured in the same run: a candidate with 4, 3 or 2 operators per edge
+times the 24, 18 and 12 candidates of the three rounds. `--full` also runs the clone's own search
+loop, which takes an hour on a CPU.
 """
 
 import argparse
@@ -39,14 +39,14 @@ COMMAND = "import sys; from tenas_jax.cli import main; sys.exit(main())"
 
 @dataclass
 class Search:
-    """How a search of ours went.
+    """The result of one of our searches.
 
     Args:
         start: `cold` or `warm`.
         first: seconds until the first measurement was on disk.
-        total: seconds until the process had ended, plots drawn.
+        total: seconds until the process had exited, including plots.
         peak_mib: largest resident memory.
-        note: why there is no time; empty if there is.
+        note: why there is no time; empty if there is one.
     """
 
     start: str
@@ -57,13 +57,13 @@ class Search:
 
 
 def run_tenas(start: str, folder: Path, batch: int, deadline: float) -> Search:
-    """Runs `tenas search` in a process of its own.
+    """Run `tenas search` in its own process.
 
     Args:
         start: `cold` or `warm`.
-        folder: has `images.npz`; the compilation cache and the work directories go there.
-        batch: images of a kernel.
-        deadline: of `time.monotonic`, at which the process is killed.
+        folder: folder with `images.npz`, for the compilation cache and the work directories.
+        batch: images per kernel.
+        deadline: value of `time.monotonic` at which the process is killed.
 
     Returns:
         Its times.
@@ -91,7 +91,7 @@ def run_tenas(start: str, folder: Path, batch: int, deadline: float) -> Search:
             search.note = f"out of time after {measurements(trace)} measurements"
             process.kill()
         ended, status, usage = os.wait4(process.pid, os.WNOHANG)
-    process.returncode = os.waitstatus_to_exitcode(status)  # `wait4` has told, and not Popen
+    process.returncode = os.waitstatus_to_exitcode(status)  # from `wait4` instead of Popen
     search.peak_mib = usage.ru_maxrss * 1024 / common.MIB
     if status == 0:
         search.total = time.monotonic() - began
@@ -107,7 +107,7 @@ def measurements(trace: Path) -> int:
 
 
 def balanced_mask(kept: int) -> np.ndarray:
-    """A supernet with that many operators on each edge, every operator about equally often.
+    """A supernet with `kept` operators on each edge, using every operator about equally often.
 
     Example:
         >>> balanced_mask(1).sum((0, 1)).tolist()
@@ -129,19 +129,19 @@ def candidate_masks(kept: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ntk_images(batch: int) -> np.ndarray:
-    """Images [n, 3, 32, 32], normal like normalized ones."""
+    """Images [n, 3, 32, 32] with normal values, like normalized images."""
     return np.random.default_rng(0).standard_normal((batch, 3, 32, 32), np.float32)
 
 
 def build_pieces(kept: int, batch: int, part: str, clone: Path | None) -> Work:
-    """A part of what the original does for a candidate.
+    """A part of the original's work for a candidate.
 
     Args:
         kept: operators per edge.
-        batch: images of a kernel.
+        batch: images per kernel.
         part: `kernels`: condition numbers of supernet and candidate, for one repeat; `regions`:
-            their regions for all repeats, whose hooks pile up.
-        clone: of VITA-Group/TENAS; None: our own writing of it.
+            their regions for all repeats, whose hooks accumulate.
+        clone: a clone of VITA-Group/TENAS; None: our reimplementation.
     """
     common.require("torch")
     import torch
@@ -200,10 +200,10 @@ def measure_pieces(
     """Times of the parts of a candidate, by operators per edge and part.
 
     Args:
-        clone: of VITA-Group/TENAS; None: our own writing of it.
-        batch: images of a kernel.
-        deadline: of `time.monotonic`.
-        repeats: timed runs of each.
+        clone: a clone of VITA-Group/TENAS; None: our reimplementation.
+        batch: images per kernel.
+        deadline: a value of `time.monotonic`.
+        repeats: timed runs of each part.
     """
     cases = [(kept, part) for kept in CANDIDATES for part in ("kernels", "regions")]
     contestants = [
@@ -217,7 +217,7 @@ def measure_pieces(
 
 
 def projected(pieces: dict[tuple[int, str], Outcome]) -> float | None:
-    """Seconds of the original's whole search; None where a piece has no time.
+    """Seconds of the original's whole search; None if a part has no time.
 
     Example:
         >>> cases = [(kept, part) for kept in CANDIDATES for part in ("kernels", "regions")]
@@ -237,11 +237,11 @@ def run_original(clone: Path, batch: int) -> float:
     """The clone's own search loop, `prune_func_rank` until one operator is left on each edge.
 
     Args:
-        clone: of VITA-Group/TENAS.
-        batch: images of a kernel.
+        clone: a clone of VITA-Group/TENAS.
+        batch: images per kernel.
 
     Returns:
-        Seconds.
+        The time in seconds.
     """
     import torch
 
@@ -278,7 +278,7 @@ def parse() -> argparse.Namespace:
     """The options."""
     parser = common.arguments(__doc__, budget=1200)
     parser.set_defaults(threads=len(os.sched_getaffinity(0)), repeats=1)
-    parser.add_argument("--batch-size", type=int, default=72, help="images of a kernel")
+    parser.add_argument("--batch-size", type=int, default=72, help="images per kernel")
     parser.add_argument("--full", action="store_true", help="run the original's search to its end")
     options = parser.parse_args()
     if options.full and options.original is None:
@@ -303,12 +303,12 @@ def main() -> None:
 
 
 def run_searches(batch: int, repeats: int, end: float) -> list[Search]:
-    """Cold and warm searches in turns; half of the time is left to the original.
+    """Cold and warm searches in turns; half of the time is reserved for the original.
 
     Args:
-        batch: images of a kernel.
-        repeats: of both.
-        end: of the benchmark, by `time.monotonic`.
+        batch: images per kernel.
+        repeats: number of searches of each kind.
+        end: end of the benchmark, a value of `time.monotonic`.
     """
     middle = (time.monotonic() + end) / 2
     searches = []
@@ -328,14 +328,14 @@ def report(
     pieces: dict[tuple[int, str], Outcome],
     full: float | None,
 ) -> None:
-    """Writes the results.
+    """Write the results.
 
     Args:
-        options: of the run.
-        environment: of the run.
-        searches: ours.
-        pieces: of the original's.
-        full: seconds of the original's search, where it was run.
+        options: options of the run.
+        environment: environment of the run.
+        searches: our searches.
+        pieces: times of the original's parts.
+        full: seconds of the original's whole search, if it was run.
     """
     who = "the original" if options.original else "our PyTorch writing of it"
     base = full or projected(pieces)

@@ -1,10 +1,10 @@
-"""A training of a found architecture against those of the worst in the space.
+"""Train a found architecture and the worst ones of the space.
 
     python -m bench.training GENOTYPE|WORKDIR --data npz:PATH --accuracy-table PATH --workdir DIR
 
-The NAS-Bench-201 recipe for a few epochs: the architecture that was found, the least accurate one
-of the table, whose input and output are not connected, and the least accurate one that learns. A
-training that was interrupted goes on when this is started again.
+The NAS-Bench-201 recipe for a few epochs, for three architectures: the found one, the least
+accurate one of the table, whose input and output are not connected, and the least accurate one that
+learns. Started again, this resumes an interrupted training.
 """
 
 import argparse
@@ -26,7 +26,7 @@ CHANCE = 10.0  # %, the accuracy of a network that learns nothing
 
 
 def contestants(found: str, table: AccuracyTable) -> dict[str, str]:
-    """The architectures that are trained."""
+    """The architectures to train."""
     space, mask = load_genotype(found)
     learns = np.flatnonzero(table.accuracies > CHANCE + 1)
     return {
@@ -37,7 +37,7 @@ def contestants(found: str, table: AccuracyTable) -> dict[str, str]:
 
 
 def train(genotype: str, folder: Path, options: argparse.Namespace) -> Sequence[dict[str, Any]]:
-    """Train, and what `metrics.jsonl` says of each epoch."""
+    """Train, and return the metrics of each epoch."""
     words = ["train", genotype, "--recipe", "nas-bench-201", "--data", options.data]
     words += ["--epochs", str(options.epochs), "--batch-size", str(options.batch_size)]
     words += ["--cells", str(options.cells), "--output", str(folder)]
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--cells", type=int, default=5, help="in each of the three stages")
+    parser.add_argument("--cells", type=int, default=5, help="cells per stage")
     options = parser.parse_args()
     environment = common.prepare_environment(len(os.sched_getaffinity(0)))
     table = load_table(options.accuracy_table)

@@ -20,11 +20,11 @@ from tenas_jax.networks.batch_minor import BATCH_MINOR, BatchMinor
 from tenas_jax.networks.layouts import ChannelsLast, Layout
 from tenas_jax.numerics import backend
 
-# Depthwise and pointwise convolution as one is the smaller work where kernels are dense anyway.
+# Fusing depthwise and pointwise convolutions is less work if kernels are dense anyway.
 NHWC_ON_GPU = ChannelsLast(few_channels=sys.maxsize, loops=False, dense=True)
 BATCH_MINOR_ON_TPU = BatchMinor(pools_in_loops=False)
-# Images times cotangents that a backward pass of an accelerator has; a supernet of NAS-Bench-201
-# keeps 0.23 MiB for each.
+# Maximum of images times cotangents in a backward pass on an accelerator; a supernet of
+# NAS-Bench-201 needs 0.23 MiB for each.
 IMAGES_AT_ONCE = 2**14
 
 
