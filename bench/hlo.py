@@ -226,7 +226,7 @@ class Program:
         shapes = [_shape(here[name].type) for name in instruction.operands if name in here]
         result = _shape(instruction.type)
         if instruction.operation == "convolution":
-            return total + _convolution_flops(instruction, *shapes, result)
+            return total + _convolution_flops(instruction, shapes[0], shapes[1], result)
         contracted = re.search(r'lhs_contracting_dim\w*"?[=:][{\[]([\d,"]*)', instruction.rest)
         labels = re.search(r"dim_labels=\w+_(\w+)->(\w+)", instruction.rest)
         if contracted and len(shapes) > 1:

@@ -147,11 +147,11 @@ samples along the first axis of each
 
 
 def default_chunk_size(n: int) -> int:
-    """Cotangents per backward pass, of n: on a CPU caches decide, elsewhere kernel launches.
+    """Cotangents per backward pass, of n: limited by caches on a CPU, by kernel launches elsewhere.
 
-    On one core, 72 images, three dense layers take 0.44 s with 1, 0.51 with 2, 0.52 with 4, three
-    convolutions with batch normalization 15.7, 15.5 and 16.2; on a GPU not measured. Supernets have
-    their own, `tenas_jax.networks.backends.chunk_size`.
+    On one core with 72 images, three dense layers take 0.44 s with 1, 0.51 with 2, 0.52 with 4;
+    three convolutions with batch normalization take 15.7, 15.5 and 16.2. Not measured on GPUs. For
+    supernets see `tenas_jax.networks.backends.chunk_size`.
     """
     return 1 if backend() == "cpu" else n
 

@@ -21,7 +21,8 @@ from tenas_jax.errors import InputError
 from tenas_jax.metrics.activations import executed_patterns
 from tenas_jax.metrics.draw import Draw
 from tenas_jax.metrics.features import feature_gradients
-from tenas_jax.metrics.ntk import default_chunk_size, empirical_ntk
+from tenas_jax.metrics.jacobian import default_chunk_size
+from tenas_jax.metrics.ntk import empirical_ntk
 from tenas_jax.metrics.registry import Metric
 from tenas_jax.networks.backends import (
     chunk_size,
