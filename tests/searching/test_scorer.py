@@ -11,6 +11,7 @@ import pytest
 from compilation import QUICK, quick_jit
 from jax import export
 from measuring import measure_all
+from smaller import SMALL_NAS_BENCH_201 as SPACE
 
 from tenas_jax.architectures import enumeration as architectures
 from tenas_jax.architectures.space import ProxySize
@@ -33,7 +34,7 @@ CONFIG = SearchConfig(
     regions=RegionsConfig(batch_size=20, batches=2),
 )
 
-PROBLEM = look_up(CONFIG)
+PROBLEM = look_up(CONFIG, space=SPACE)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def traced(image_set):
 @pytest.fixture(scope="module")
 def rows():
     """Eight keys and masks: the supernet, and others with some operators pruned."""
-    masks = np.tile(NAS_BENCH_201.initial_mask(), (8, 1, 1, 1))
+    masks = np.tile(SPACE.initial_mask(), (8, 1, 1, 1))
     masks[1:] &= np.random.default_rng(0).random(masks[1:].shape) < 0.7
     return jax.random.split(jax.random.key(0), 2)[np.arange(8) // 4], masks
 
@@ -115,12 +116,14 @@ def test_work_is_that_of_operators_on_a_path():
 
 def test_sizes_alone_need_no_measurement(image_set):
     config = dataclasses.replace(CONFIG, metrics="flops,parameters")
-    scorer = make_scorer(look_up(config), image_set, jax.devices()[:4], single_path=True)
+    scorer = make_scorer(
+        look_up(config, space=SPACE), image_set, jax.devices()[:4], single_path=True
+    )
     scorer.compile()
-    masks = np.zeros((scorer.batch_rows, *NAS_BENCH_201.shape), bool)
-    masks[:3] = architectures.sample(NAS_BENCH_201, 3, np.random.default_rng(0))
+    masks = np.zeros((scorer.batch_rows, *SPACE.shape), bool)
+    masks[:3] = architectures.sample(SPACE, 3, np.random.default_rng(0))
     keys = jax.random.split(jax.random.key(0), scorer.batch_rows)
-    expected = np.stack(NAS_BENCH_201.costs(masks)[::-1], 1)
+    expected = np.stack(SPACE.costs(masks)[::-1], 1)
     np.testing.assert_array_equal(scorer(keys, masks), expected)
 
 
@@ -130,7 +133,7 @@ def test_architectures_are_measured_as_supernets_are(traced, image_set, monkeypa
     supernets, _ = traced
     paths = make_scorer(PROBLEM, image_set, jax.devices()[:2], single_path=True)
     paths.compile()
-    masks = architectures.sample(NAS_BENCH_201, 12, np.random.default_rng(0))
+    masks = architectures.sample(SPACE, 12, np.random.default_rng(0))
     rows = [Row(0, i, mask, {}) for i, mask in enumerate(masks)]
     key = jax.random.key(0)
     expected, actual = (
@@ -172,17 +175,17 @@ def test_a_whole_search_traces_a_row_once(traced, tmp_path):
         data_fingerprint="noise",
         device="test",
     )
-    assert result["evaluations"] == 54
+    assert result["evaluations"] == 27
     assert len(result["rounds"]) == 3
     assert len(count) == 2  # once for each program
 
 
 def test_rows_with_one_key_share_weights():
     x = jnp.zeros((2, 8, 8, 3))
-    mask = jnp.asarray(NAS_BENCH_201.initial_mask())
+    mask = jnp.asarray(SPACE.initial_mask())
     pruned = mask.at[0, :, 3].set(False)
     key = jax.random.key(0)
-    draw = quick_jit(lambda mask: initialized(NAS_BENCH_201.supernet, ProxySize(), key, x, mask))
+    draw = quick_jit(lambda mask: initialized(SPACE.supernet, ProxySize(), key, x, mask))
     left, right = draw(mask), draw(pruned)
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), left, right))
 
@@ -190,13 +193,13 @@ def test_rows_with_one_key_share_weights():
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_a_row_lowers_for_accelerators(platform, image_set):
     row = jax.jit(measure_all(PROBLEM))
-    arguments = (jax.random.key(0), NAS_BENCH_201.initial_mask(), Images.of(image_set))
+    arguments = (jax.random.key(0), SPACE.initial_mask(), Images.of(image_set))
     exported = export.export(row, platforms=[platform])(*arguments)
     assert exported.platforms == (platform,)
 
 
 def test_photographs_of_another_seed_have_the_same_program(image_set):
-    problem = look_up(dataclasses.replace(CONFIG, metrics="regions"))
+    problem = look_up(dataclasses.replace(CONFIG, metrics="regions"), space=SPACE)
     other = ImageSet(255 - image_set.images, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), "noise")
     programs = [
         scorer._lower(problem.metrics).as_text()
