@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from compilation import quick_jit
 from golden_params import darts_params, nas_bench_201_params
+from smaller import SMALL_DARTS, with_edges
 
 from tenas_jax.architectures import enumeration as architectures
 from tenas_jax.architectures.cell_space import has_dead_operators
@@ -136,14 +137,23 @@ def test_a_cell_after_a_reduction_halves_its_older_input(layout):
     assert logits.shape == (2, 3)
 
 
-@pytest.fixture(scope="module", params=[n for n, space in SPACES.items() if space.has_single_paths])
+# With two nodes instead of three, or of four in DARTS.
+SMALL_SPACES = {
+    name: SMALL_DARTS if space is DARTS else with_edges(space, 3)
+    for name, space in SPACES.items()
+    if space.has_single_paths
+}
+
+
+@pytest.fixture(scope="module", params=SMALL_SPACES)
 def single_path_case(request):
     """A space, and compiled kernels of its supernet: computing all operators, or those kept."""
-    space = get_space(request.param)
+    space = SMALL_SPACES[request.param]
     mask = jnp.asarray(space.initial_mask())
 
     def kernel(single_path):
-        network = space.supernet(ProxySize(single_path=single_path), BATCH_MINOR)
+        size = ProxySize(cells=len(space.cell_types), single_path=single_path)
+        network = space.supernet(size, BATCH_MINOR)
         shapes = jax.eval_shape(network.init, jax.random.key(0), images, mask)
         params = initialize(shapes["params"], "pytorch", jax.random.key(1))
 
@@ -181,11 +191,11 @@ def test_single_paths_depend_on_every_operator(single_path_case):
 @pytest.mark.parametrize("single_path", [False, True], ids=["supernet", "single_path"])
 def test_edges_in_loops_are_the_edges_one_by_one(single_path):
     """Which they are while a network is initialized."""
-    network = DARTS.supernet(ProxySize(cells=2, single_path=single_path), NHWC)
+    network = SMALL_DARTS.supernet(ProxySize(cells=2, single_path=single_path), NHWC)
     images = jax.random.normal(jax.random.key(0), (3, 8, 8, 3))
-    mask = architectures.sample(DARTS, 1, np.random.default_rng(0))[0]
+    mask = architectures.sample(SMALL_DARTS, 1, np.random.default_rng(0))[0]
     if not single_path:
-        mask |= architectures.sample(DARTS, 1, np.random.default_rng(1))[0]
+        mask |= architectures.sample(SMALL_DARTS, 1, np.random.default_rng(1))[0]
     wanted = [FEATURES, PATTERNS, READERS]
 
     @quick_jit
