@@ -60,6 +60,9 @@ def test_a_search_of_a_space_at_hand(quick, tmp_path):
     assert result.evaluations == 12 + 9 + 6
     assert len(result.rounds) == 3
     assert result.nonfinite == 0
+    assert result.found == result.content["found"]
+    assert list(result.found["metrics"]) == ["parameters", "free"]
+    assert result.found["metrics"]["parameters"] > 0
     assert result.content["space"] == "my-net"
     assert tenas_jax.search(my_nas.SPACE, **quick, workdir=tmp_path / "run").content == (
         result.content
@@ -100,6 +103,7 @@ def test_a_result_can_be_looked_at(quick, tmp_path):
     page = result._repr_html_()
     html.parser.HTMLParser().feed(page)
     assert result.genotype in page
+    assert "<td>found</td>" in page
     assert "data:image/png;base64," in page
     assert repr(result) == f"SearchResult({result.genotype!r}, space='my-net')"
     result.save(tmp_path / "saved")

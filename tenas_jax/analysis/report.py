@@ -229,9 +229,13 @@ def _means_and_errors(
 ) -> tuple[Float[np.ndarray, " network"], Float[np.ndarray, " network"]]:
     """A metric of each network, and its standard error, 0 where there is none."""
     means = [float(entry["metrics"][metric]) for entry in measured]
-    # The rounds of older results have none.
-    errors = [float(entry.get("standard_errors", {}).get(metric, "nan")) for entry in measured]
+    errors = [_standard_error(entry, metric) for entry in measured]
     return np.array(means), np.nan_to_num(errors)
+
+
+def _standard_error(measured: Mapping[str, Any], metric: str) -> float:
+    """NaN where there is none, as in the rounds of older results."""
+    return float(measured.get("standard_errors", {}).get(metric, "nan"))
 
 
 def _limits(
@@ -591,6 +595,6 @@ def with_error(measured: Mapping[str, Any], metric: str) -> str:
         >>> with_error({"metrics": {"kappa": "inf"}, "standard_errors": {"kappa": "nan"}}, "kappa")
         'inf'
     """
-    error = float(measured["standard_errors"][metric])
+    error = _standard_error(measured, metric)
     text = f"{float(measured['metrics'][metric]):.5g}"
     return f"{text} ± {error:.2g}" if math.isfinite(error) else text

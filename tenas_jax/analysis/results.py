@@ -180,18 +180,17 @@ class SearchResult:
             "evaluations": f"{self.evaluations}; measurements not finite: {self.nonfinite}",
             "time": f"{seconds['total']:.1f} s, of it compilation {seconds['compile']:.1f} s",
         }
-        measured = [*self.rounds, self.found]
-        columns: dict[str, list[Any]] = {
-            "round": [*(entry["round"] + 1 for entry in self.rounds), "found"]
-        }
-        for name in self.found["metrics"]:
-            columns[name] = [report.with_error(entry, name) for entry in measured]
+        measured = {entry["round"] + 1: entry for entry in self.rounds}
+        measured |= {"found": self.found} if self.found else {}
+        columns: dict[str, list[Any]] = {"round": list(measured)}
+        for name in next(iter(measured.values()))["metrics"] if measured else ():
+            columns[name] = [report.with_error(entry, name) for entry in measured.values()]
         drawing = io.BytesIO()
         report.draw_architecture(self.space, self.mask).savefig(drawing, format="png", dpi=80)
         picture = base64.b64encode(drawing.getvalue()).decode()
         return (
             _html_facts(facts)
-            + _html_table(columns)
+            + (_html_table(columns) if measured else "")
             + f'<img alt="the architecture" src="data:image/png;base64,{picture}">'
         )
 

@@ -7,6 +7,9 @@ import pytest
 from fake_scorer import search
 
 from tenas_jax import cli
+from tenas_jax.analysis.results import SearchResult
+from tenas_jax.host.files import read_json, write_json
+from tenas_jax.spaces import NAS_BENCH_201, load_genotype
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +63,23 @@ def test_bad_words_are_one_line(finished, tmp_path, monkeypatch, capsys, words, 
     assert cli.main(["plot", *words]) == 2
     error = capsys.readouterr().err
     assert fault in error and error.count("\n") == 1
+
+
+def test_a_result_of_a_version_that_did_not_measure_what_it_found(finished, tmp_path):
+    path = tmp_path / "result.json"
+    result = read_json(finished / "result.json", remedy="")
+    del result["found"]
+    for entry in result["rounds"]:
+        del entry["standard_errors"], entry["repeats"]
+    write_json(path, result)
+    assert cli.main(["plot", str(tmp_path)]) == 0
+    assert len([*tmp_path.glob("*.pdf")]) == 3
+    assert cli.main(["describe", str(tmp_path)]) == 0  # reads it as train does
+    _, mask = load_genotype(str(tmp_path))
+    assert NAS_BENCH_201.to_string(mask) == result["genotype"]
+    found = SearchResult(result, NAS_BENCH_201, 10)
+    assert found.found == {}
+    assert "<td>found</td>" not in found._repr_html_()
 
 
 def test_a_damaged_result_is_not_drawn(finished, tmp_path, capsys):
