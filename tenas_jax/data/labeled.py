@@ -346,10 +346,10 @@ def _tfds(name: str, split: str, recipe: Wanted, progress: Progress | None) -> L
         images, labels = zip(*map(example, stored), strict=True)
         source = _Source(np.array(labels, np.int32), tuple(classes), images.__getitem__)
         return _labeled(source, np.arange(count), recipe.read_size, progress)
-    pool = ThreadPoolExecutor(READERS)
 
     def take(indices: Int[np.ndarray, " n"]) -> NumPyBatch:
-        chosen = pool.map(lambda index: example(stored[index]), indices.tolist())
+        with ThreadPoolExecutor(READERS) as pool:
+            chosen = list(pool.map(lambda index: example(stored[index]), indices.tolist()))
         images, labels = zip(*chosen, strict=True)
         return np.stack(images), np.array(labels, np.int32)
 
@@ -368,16 +368,16 @@ def _labeled(
     def read(index: int) -> UInt8[np.ndarray, "size size 3"]:
         return _fit(source.read(int(chosen[index])), size)
 
-    pool = ThreadPoolExecutor(READERS)
     if not _fits(len(labels), size):
 
         def take(indices: Int[np.ndarray, " n"]) -> NumPyBatch:
-            return np.stack(list(pool.map(read, indices.tolist()))), labels[indices]
+            with ThreadPoolExecutor(READERS) as pool:
+                return np.stack(list(pool.map(read, indices.tolist()))), labels[indices]
 
         return LabeledImages(len(labels), source.classes, take, digest.hexdigest())
 
     images = np.empty((len(labels), size, size, 3), np.uint8)
-    with pool:
+    with ThreadPoolExecutor(READERS) as pool:
         for index, image in enumerate(pool.map(read, range(len(labels)))):
             images[index] = image
             if progress is not None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import jax
 import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
@@ -67,7 +68,7 @@ def gather(x: Shaped[Array, "..."]) -> Shaped[np.ndarray, "..."]:
     try:
         # The devices of a process wait for each other only for some seconds.
         jax.block_until_ready(x)
-        return np.asarray(_replicated(x))
+        return np.asarray(process_allgather(x, tiled=True))
     except jax.errors.JaxRuntimeError as error:
         raise LostProcess from error
 
@@ -225,20 +226,10 @@ _abort_handlers: list[Callable[[int], None]] = []
 
 
 def _of_each_process(mine: Shaped[np.ndarray, " n"]) -> Shaped[np.ndarray, "process n"]:
+    # JAX's own gathering of arrays of the processes needs as many devices in each.
     devices = jax.devices()
     rows = np.broadcast_to(mine, (len(devices), *mine.shape))
     mesh = Mesh(np.array(devices), ("device",))
     of_each_device = gather(place(rows, NamedSharding(mesh, PartitionSpec("device"))))
     owners = [device.process_index for device in devices]
     return of_each_device[[owners.index(process) for process in range(jax.process_count())]]
-
-
-def _replicated(x: Array) -> Array:
-    assert isinstance(x.sharding, NamedSharding)
-    everywhere = NamedSharding(x.sharding.mesh, PartitionSpec())
-    whole: Array = jax.jit(_identity, out_shardings=everywhere)(x)
-    return whole
-
-
-def _identity(x: Array) -> Array:
-    return x

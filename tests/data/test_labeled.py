@@ -1,6 +1,7 @@
 """Labeled images: what is held out, in which order batches come, and what cannot be used."""
 
 import dataclasses
+import threading
 
 import jax
 import numpy as np
@@ -75,10 +76,12 @@ def test_a_folder_per_class_holds_the_same(npz, folder, pixels):
 def test_images_that_do_not_fit_into_memory_are_the_same(folder, monkeypatch):
     in_memory = load_split(recipe(folder, image_size=12, crop="resized"))
     monkeypatch.setattr(loader, "IN_MEMORY", 0)
+    threads = threading.active_count()
     read_anew = load_split(recipe(folder, image_size=12, crop="resized"))
     chosen = np.array([5, 0, 7])
     for one, other in zip(in_memory.train.take(chosen), read_anew.train.take(chosen), strict=True):
         assert (one == other).all()
+    assert threading.active_count() == threads
     assert in_memory.train.take(chosen)[0].shape == (3, 14, 14, 3)
     assert in_memory.normalization == read_anew.normalization
 
