@@ -369,6 +369,8 @@ def cotangents(problem: Problem, *, single_path: bool) -> int:
         `ntk.chunk_size`, or where it is None what suits the backend and the network.
 
     Example:
+        >>> from tenas_jax.searching.config import SearchConfig
+        >>> from tenas_jax.searching.problem import look_up
         >>> cotangents(look_up(SearchConfig()), single_path=False)  # on a CPU
         2
     """
