@@ -37,11 +37,11 @@ def backend() -> str:
 
 @contextmanager
 def highest_precision() -> Iterator[None]:
-    """Trace all products at `PRECISION`, those of a user's own layers, too; also a decorator.
+    """Trace all products at `PRECISION`, including those of a user's layers; also a decorator.
 
-    Only products that name no precision of their own change, and only on GPUs and TPUs: a CPU has
-    no other precision. `jax.default_matmul_precision` and `JAX_DEFAULT_MATMUL_PRECISION` turn this
-    off: any value of them, such as "default", is left as it is.
+    Only products without an explicit precision change, and only on GPUs and TPUs: a CPU has no
+    other precision. Any value of `jax.default_matmul_precision` or `JAX_DEFAULT_MATMUL_PRECISION`,
+    such as "default", turns this off.
 
     Example:
         >>> with jax.default_matmul_precision("bfloat16"), highest_precision():

@@ -152,7 +152,7 @@ def require_names(what: str, names: Sequence[str]) -> None:
         tenas_jax.errors.InputError: option 'conv,5': use letters, digits, '_', '.' and '-' only
     """
     if not names:
-        raise InputError(f"{what}: there is none, give at least one")
+        raise InputError(f"{what}: none given, give at least one")
     for name in names:
         if not isinstance(name, str) or not name or not set(name) <= _ALLOWED:
             raise InputError(f"{what} {name!r}: use letters, digits, '_', '.' and '-' only")

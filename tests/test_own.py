@@ -170,7 +170,7 @@ def own_files(tmp_path, monkeypatch):
         ("--metrics twice:X,twice:Y", "metrics a,a name a metric twice"),
         ("--ntk.initializer kinds:CONFIG", "is of type dict: it must be an Initializer"),
         ("--strategy kinds:SPACE", "is of type int: it must be a Callable"),
-        ("--space empty:SPACE", "x: option of choice a: there is none, give at least one"),
+        ("--space empty:SPACE", "x: option of choice a: none given, give at least one"),
         ("--space commas:SPACE", "option of choice a 'b,c': use letters, digits"),
         ("--space text:SPACE", "choice a has the options 'bc': give a tuple of names"),
     ],

@@ -163,7 +163,7 @@ def trajectory(
     margin = max(0.12 * (right - left), least)
 
     drawn = figure(figsize=(7, 5))
-    last = "" if found is None else ", then what was found"
+    last = "" if found is None else ", then the found architecture"
     drawn.suptitle(f"The supernet before each pruning round{last}")
     # A fixed layout, because labels are placed before the figure is drawn.
     axes = drawn.add_axes((0.13, 0.12, 0.83, 0.74))
@@ -227,7 +227,7 @@ def trajectory(
 def _means_and_errors(
     measured: Rounds, metric: str
 ) -> tuple[Float[np.ndarray, " network"], Float[np.ndarray, " network"]]:
-    """A metric of each network, and its standard error, 0 where there is none."""
+    """A metric of each network, and its standard error, or 0 without one."""
     means = [float(entry["metrics"][metric]) for entry in measured]
     errors = [_standard_error(entry, metric) for entry in measured]
     return np.array(means), np.nan_to_num(errors)
@@ -241,7 +241,7 @@ def _standard_error(measured: Mapping[str, Any], metric: str) -> float:
 def _limits(
     values: Float[np.ndarray, " network"], errors: Float[np.ndarray, " network"], *, log: bool
 ) -> tuple[float, float]:
-    """Of an axis: all values are between them, and error bars as far as they are not too long."""
+    """Limits of an axis that contain all values, and error bars unless they are too long."""
     if not len(values):
         return 0.625, 1.6
     low, high = (values - errors).min(), (values + errors).max()

@@ -52,9 +52,8 @@ class SearchResult:
     def found(self) -> dict[str, Any]:
         """The measurement of the architecture at the end of the search.
 
-        `metrics` are means over `repeats` draws of weights and images, and `standard_errors` those
-        of these means, NaN where there is none. A result of an older version has no measurement,
-        and this is empty.
+        `metrics` are means over `repeats` draws of weights and images, with `standard_errors` (or
+        NaN). Empty for results of older versions, which have no measurement.
         """
         return dict(self.content.get("found", {}))
 
@@ -117,7 +116,7 @@ class SearchResult:
         return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
 
     def plot_trajectory(self) -> "Axes":
-        """Plot the supernet's metrics before each round, and those of what was found.
+        """Plot the supernet's metrics before each round, and those of the found architecture.
 
         Raises:
             InputError: there were no rounds.

@@ -205,7 +205,7 @@ def _correlate(options: CorrelateOptions) -> None:
 
 
 def _counting(show: Callable[[int, int], None], total: int) -> Callable[[], None]:
-    """What is called after each of so many steps."""
+    """A callback that counts steps and shows the progress."""
     done = itertools.count(1)
     return lambda: show(next(done), total)
 

@@ -62,7 +62,7 @@ def split_preset(
 
 
 def about_presets() -> str:
-    """The help text about presets, and where there is more help."""
+    """The help text about presets and further help."""
     return (
         "Flags default to the values of the preset (tenas list presets), which is "
         f"{DEFAULT_PRESET} if none is named. --help-verbose explains every flag; tenas list names "

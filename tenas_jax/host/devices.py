@@ -155,7 +155,7 @@ def traced_for(devices: Sequence[jax.Device]) -> Iterator[None]:
     """Trace programs for the backend of some devices, such as the CPU of a machine with a GPU.
 
     Args:
-        devices: of one backend; those of other processes may be among them.
+        devices: devices of one backend, possibly of several processes.
 
     Example:
         >>> with traced_for(jax.devices("cpu")):

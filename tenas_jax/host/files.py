@@ -154,7 +154,7 @@ def read_text(path: Path) -> str:
             with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
                 content = file.read(LARGEST_TEXT + 1)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise InputError(f"{path} cannot be read ({error}): compress it anew") from error
+            raise InputError(f"{path} cannot be read ({error}): compress it again") from error
     if len(content) > LARGEST_TEXT:
         raise InputError(f"{path} has more than {LARGEST_TEXT >> 20} MB of text: split it")
     try:

@@ -1,4 +1,4 @@
-"""Programs that are compiled once, however often their function is defined anew."""
+"""Compile programs once, even if their function is defined again."""
 
 import hashlib
 import threading
@@ -8,25 +8,25 @@ from typing import Any
 
 import jax
 
-PROGRAMS = 16  # kept of the last ones used; they hold neither functions nor arrays
+PROGRAMS = 16  # most recently used ones to keep; they hold neither functions nor arrays
 
 _programs: OrderedDict[Any, jax.stages.Compiled] = OrderedDict()
 _lock = threading.Lock()
 
 
 def compiled(f: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, run as one compiled program where it is called outside of a trace.
+    """The same function, run as one compiled program when called outside of a trace.
 
-    `jax.jit` looks a program up by the identity of its function, so that it compiles again for each
-    new lambda. Here every call traces the function, and looks the program up by its text: a second
-    lambda of the same code is not compiled, and what a function closes over may change.
+    `jax.jit` looks up programs by the identity of the function, so it compiles again for each new
+    lambda. Here every call traces the function and looks up the program by its text: a second
+    lambda with the same code is not compiled, and values in closures may change.
 
     Args:
-        f: a function of pytrees, of whose leaves the arrays are arguments of the program.
+        f: a function of pytrees; the arrays among their leaves are the program's arguments.
 
     Returns:
-        The function. Under `jit`, `vmap` or `grad` it is `f` itself, as it is where the Python code
-        of `f` reads the values of arrays.
+        The function. It is `f` itself under `jit`, `vmap` or `grad`, and if the Python code of `f`
+        reads the values of arrays.
 
     Example:
         >>> import jax.numpy as jnp
@@ -69,7 +69,7 @@ def _traced(leaves: list[Any]) -> bool:
 
 def _compiled(lowered: jax.stages.Lowered, operands: list[Any]) -> jax.stages.Compiled:
     text = lowered.as_text()
-    if "callback" in text:  # which Python function it calls is not in the text
+    if "callback" in text:  # the text does not say which Python function is called
         return lowered.compile()
     places = tuple(getattr(operand, "sharding", None) for operand in operands)
     key = hashlib.sha256(text.encode()).digest(), places, jax.config.values["jax_default_device"]

@@ -26,29 +26,29 @@ def one_sample(apply_fn: ApplyFn, params: PyTree, sample: Any) -> Float[Array, "
 
 
 class Interaction(NamedTuple):
-    """How far the gradients of single samples are from those within their batch, relatively."""
+    """The relative difference between gradients of single samples and those within their batch."""
 
     difference: Float[Array, ""]
-    """0 but for rounding where samples do not interact; NaN where gradients are not finite."""
+    """0 up to rounding if samples do not interact; NaN if gradients are not finite."""
     rounding: Float[Array, ""]
-    """What rounding explains: the square root of the precision of the gradients."""
+    """The difference explained by rounding: the square root of the gradients' precision."""
 
 
 def interaction(apply_fn: ApplyFn, params: PyTree, x: Any) -> Interaction:
-    """How far the gradients of single samples are from those within their batch.
+    """The difference between gradients of single samples and those within their batch.
 
-    With a random cotangent c and the gradients J_ik of output k of sample i, once of the batch and
-    once of each sample alone: || sum_ik c_ik (J_ik - J_ik') || / || sum_ik c_ik J_ik ||. Where one
-    gradient differs, so do the sums, except with probability zero. It takes two forward and
-    backward passes of the batch.
+    Let c be a random cotangent, J_ik the gradient of output k of sample i within the batch, and
+    J_ik' that of the sample alone. The difference is
+    || sum_ik c_ik (J_ik - J_ik') || / || sum_ik c_ik J_ik ||. If one gradient differs, so do the
+    sums, except with probability zero. This takes two forward and backward passes of the batch.
 
     Args:
         apply_fn: maps `(params, x)` to the outputs [n, classes].
-        params: parameters, those that the gradients are by.
+        params: the parameters to differentiate by.
         x: the batch, a pytree of arrays whose first axis is that of the samples.
 
     Returns:
-        The difference, and what rounding explains of it.
+        The difference, and the part explained by rounding.
 
     Example:
         >>> x, w = jnp.array([[1.0], [3.0]]), jnp.ones(())

@@ -1,4 +1,4 @@
-"""Rows of the Jacobian of a model's outputs, and their products within a bound of memory."""
+"""Rows of the Jacobian of a model's outputs, and their products within a memory limit."""
 
 import math
 from collections.abc import Callable
@@ -18,23 +18,23 @@ from tenas_jax.metrics.model import ApplyFn, at_least_single
 from tenas_jax.numerics import PRECISION, backend
 
 Direction = Float[Array, "classes"]
-STEP = 8  # rows of a block that stays for each that is computed again beside it
+STEP = 8  # rows of a stored block per row that is recomputed beside it
 
 
 class Rows(NamedTuple):
-    """The rows of a Jacobian, not computed yet."""
+    """The rows of a Jacobian, before they are computed."""
 
     row: Callable[[PyTree], Float[Array, "weights"]]
-    """The gradient that is one row, by its sample."""
+    """A function of a sample that returns its row, a gradient."""
     samples: PyTree
-    """For each row what it is computed from, along the first axis."""
+    """The input of each row, along the first axis."""
     chunk: int
-    """Rows that are computed at once."""
+    """Number of rows computed at once."""
     dtype: Any
     """The data type of the outputs."""
 
     def compute(self, samples: PyTree) -> Float[Array, "n weights"]:
-        """The rows of these samples, in float32 at least."""
+        """The rows of these samples, in at least float32."""
 
         def rows(samples: PyTree) -> Float[Array, "n weights"]:
             n = len(jax.tree.leaves(samples)[0])
@@ -42,7 +42,7 @@ class Rows(NamedTuple):
             rows: Array = lax.map(self.row, samples, batch_size=None if chunk == 1 else chunk)
             return rows
 
-        # In a loop XLA's CPU compiler would take its naive path for backward passes.
+        # In a loop XLA's CPU compiler would use its naive path for backward passes.
         on_cpu = backend() == "cpu"
         jacobian: Array = (with_fast_convolutions(rows) if on_cpu else rows)(samples)
         return jacobian.astype(at_least_single(self.dtype))
@@ -55,11 +55,11 @@ Jacobian = Callable[[Direction], Rows]
 def within_batch(
     apply_fn: ApplyFn, weights: PyTree, x: Any, chunk_size: int | None
 ) -> tuple[Jacobian, Float[Array, "n classes"]]:
-    """The Jacobian by a backward pass of the whole batch for each row.
+    """The Jacobian, with a backward pass of the whole batch per row.
 
     Args:
         apply_fn: maps `(weights, x)` to the outputs [n, classes].
-        weights: what the gradients are by.
+        weights: the weights to differentiate by.
         x: the batch.
         chunk_size: rows computed at once; None: by the backend.
 
@@ -88,11 +88,11 @@ def within_batch(
 def of_single_samples(
     apply_fn: ApplyFn, weights: PyTree, x: Any, chunk_size: int | None
 ) -> tuple[Jacobian, jax.ShapeDtypeStruct]:
-    """The Jacobian by a forward and a backward pass of one sample for each row.
+    """The Jacobian, with a forward and a backward pass of one sample per row.
 
     Args:
         apply_fn: maps `(weights, x)` to the outputs [n, classes].
-        weights: what the gradients are by.
+        weights: the weights to differentiate by.
         x: the batch, a pytree of arrays whose first axis is that of the samples.
         chunk_size: rows computed at once; None: by the backend.
 
@@ -157,7 +157,7 @@ def default_chunk_size(n: int) -> int:
 
 
 def default_max_bytes() -> int:
-    """Bytes that a Jacobian may take: a quarter of the memory of the device, or of the machine."""
+    """The limit of a Jacobian in bytes: a quarter of the device's or the machine's memory."""
     counters = jax.local_devices()[0].memory_stats() or {}
     limit: int = counters.get("bytes_limit", 0)
     return (limit or memory()) // 4
@@ -168,16 +168,15 @@ def products(
 ) -> Float[Array, "n m"]:
     """The inner products of rows with rows.
 
-    Jacobians of more bytes than allowed are never stored. A block of rows stays while the rows
-    after it are computed again, an eighth of a block at a time: with b blocks (b + 1) / 2 times the
-    rows.
+    Jacobians above the limit are never stored. A block of rows is kept while the rows after it are
+    recomputed, an eighth of a block at a time; b blocks compute (b + 1) / 2 times the rows.
 
     Args:
         left: rows of the matrix of products.
         right: its columns; None: `left` itself.
-        weights: elements of a row.
-        max_bytes: that the rows in memory may take; None: by the memory there is. Two rows have to
-            be in memory.
+        weights: number of elements of a row.
+        max_bytes: limit for the rows in memory; None: by the available memory. At least two rows
+            must fit.
 
     Returns:
         The matrix of products.
@@ -200,7 +199,7 @@ def products(
 
 
 def _products_of_blocks(left: Rows, right: Rows | None, affordable: int) -> Float[Array, "n m"]:
-    """The products, with so many rows in memory."""
+    """The products, with at most `affordable` rows in memory."""
     symmetric, right = right is None, right or left
     n, m = (len(jax.tree.leaves(rows.samples)[0]) for rows in (left, right))
     step = max(1, affordable // (STEP + 1))
@@ -212,7 +211,7 @@ def _products_of_blocks(left: Rows, right: Rows | None, affordable: int) -> Floa
 
     def part(rows: Rows, start: Any, size: int) -> Float[Array, "rows weights"]:
         count = len(jax.tree.leaves(rows.samples)[0])
-        places = jnp.minimum(start + jnp.arange(size), count - 1)  # the last fills up
+        places = jnp.minimum(start + jnp.arange(size), count - 1)  # padded with the last
         return rows.compute(jax.tree.map(lambda leaf: jnp.asarray(leaf)[places], rows.samples))
 
     def of_block(i: Array) -> Float[Array, "rows columns"]:

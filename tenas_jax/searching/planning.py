@@ -1,6 +1,6 @@
-"""How a program is made to fit into the memory of a device, and which batch does if it cannot.
+"""Fit a program into the memory of a device, or find a batch size that fits.
 
-A program measures its rows one after the other, so that they take no more memory than one.
+A program measures its rows one after the other, so they need no more memory than a single row.
 """
 
 import json
@@ -17,12 +17,12 @@ GIB = 2**30
 
 
 class Need(NamedTuple):
-    """What a program takes of a device's memory, and what there is: in bytes."""
+    """The memory that a program needs on a device, and the available memory, in bytes."""
 
     needed: float
-    """Infinite where the compiler says no more than that it is too much."""
+    """Infinite if the compiler only says that it is too much."""
     there: float
-    """Infinite where a device does not tell."""
+    """Infinite if a device does not report it."""
 
     @property
     def fits(self) -> bool:
@@ -36,7 +36,7 @@ class Need(NamedTuple):
 
     @property
     def share(self) -> float:
-        """The part of the program that would fit, roughly.
+        """The fraction of the program that would fit, roughly.
 
         Example:
             >>> Need(2.0**31, 2.0**30).share, Need(math.inf, 2.0**30).share
@@ -51,14 +51,14 @@ class Need(NamedTuple):
 
 
 def memory_need(program: jax.stages.Compiled | None, devices: Sequence[jax.Device]) -> Need:
-    """What a compiled program takes, the same answer in every process.
+    """The memory that a compiled program needs; the same in every process.
 
     Args:
-        program: compiled; None: the compiler has refused it for lack of memory.
-        devices: on which it runs.
+        program: the compiled program; None: the compiler refused it for lack of memory.
+        devices: the devices that it runs on.
 
     Returns:
-        The most that it takes anywhere, by the compiler's analysis, and the least that there is.
+        The maximum need over devices, by the compiler's analysis, and the minimum available.
 
     Example:
         >>> program = jax.jit(lambda x: x @ x).lower(jax.numpy.ones((256, 256))).compile()
@@ -78,15 +78,15 @@ def memory_need(program: jax.stages.Compiled | None, devices: Sequence[jax.Devic
 
 
 def fewer_cotangents(n: int, chunk: int, share: float = 0.5) -> int:
-    """A smaller number of cotangents, which makes passes of about equal size.
+    """A smaller number of cotangents per pass, with passes of about equal size.
 
     Args:
-        n: all cotangents.
-        chunk: those of a pass.
-        share: of the chunk that there may be, half of it at most.
+        n: number of all cotangents.
+        chunk: number of cotangents per pass.
+        share: fraction of the chunk to keep, at most half.
 
     Returns:
-        1 at least.
+        A number of at least 1.
 
     Example:
         >>> fewer_cotangents(256, 64), fewer_cotangents(256, 64, 0.1), fewer_cotangents(257, 52)
@@ -97,15 +97,15 @@ def fewer_cotangents(n: int, chunk: int, share: float = 0.5) -> int:
 
 
 def largest_batch(need_of: Callable[[int], Need], size: int, need: Need) -> int | None:
-    """About the largest batch that fits, by a few that are tried.
+    """About the largest batch that fits, found with a few trials.
 
     Args:
-        need_of: compiles the program for a batch.
-        size: a batch that does not fit.
-        need: what it takes.
+        need_of: compiles the program for a batch size and returns its need.
+        size: a batch size that does not fit.
+        need: its need.
 
     Returns:
-        One that fits and takes most of the memory; None if none is found.
+        A batch size that fits and uses most of the memory; None if none is found.
 
     Example:
         >>> largest_batch(lambda n: Need(2.0 * n * n, 20_000.0), 1000, Need(2e6, 20_000.0))

@@ -1,4 +1,4 @@
-"""How progress is shown: a bar on a terminal or in a notebook, lines in the log of a batch job."""
+"""Show progress: a bar in a terminal or notebook, lines in the log of a batch job."""
 
 import contextlib
 import sys
@@ -13,21 +13,21 @@ from rich.progress import Progress as RichProgress
 
 from tenas_jax.searching.loop import Progress
 
-INTERVAL = 30.0  # seconds after which there is another line
+INTERVAL = 30.0  # seconds between lines
 
 
 class Step(NamedTuple):
-    """What a command is doing, and how far it is."""
+    """The current step of a command, and its progress."""
 
     name: str
     done: int = 0
     total: int | None = None
     """None: unknown."""
     unit: str = ""
-    """What is counted."""
+    """The unit of the counts."""
     seconds_left: float | None = None
     announced: bool = True
-    """Whether its beginning is worth a line; otherwise it has one only where it takes long."""
+    """Whether to print a line at its start; otherwise only if it takes long."""
 
 
 Show = Callable[[Step], None]
@@ -45,17 +45,17 @@ def say(console: Console, text: str) -> None:
 
 @contextlib.contextmanager
 def show_steps(console: Console) -> Iterator[Show]:
-    """A bar on a terminal or in a notebook. Elsewhere a line for each step, and every 30 seconds.
+    """A bar in a terminal or notebook; elsewhere a line per step, and every 30 seconds.
 
     Args:
-        console: where to print.
+        console: the console.
 
     Yields:
-        What is called with the current step, as often as one likes.
+        A callback for the current step, to be called at any rate.
     """
     if _in_notebook():
         yield _notebook_bar()
-    # Not what Rich calls a terminal, which a log file is if FORCE_COLOR is set.
+    # Not Rich's test for a terminal, which accepts log files if FORCE_COLOR is set.
     elif console.file.isatty() and console.is_terminal and not console.is_dumb_terminal:
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
         with RichProgress(*columns, console=console, transient=True) as bar:
@@ -70,7 +70,7 @@ def show_steps(console: Console) -> Iterator[Show]:
 
 @contextlib.contextmanager
 def show_progress(console: Console) -> Iterator[Callable[[Progress], None]]:
-    """How far a search is; see `show_steps`.
+    """Show the progress of a search; see `show_steps`.
 
     Args:
         console: the console.
@@ -84,14 +84,14 @@ def show_progress(console: Console) -> Iterator[Callable[[Progress], None]]:
 
 @contextlib.contextmanager
 def show_count(console: Console, name: str) -> Iterator[Callable[[int, int | None], None]]:
-    """How much of something is done that rarely takes long; see `show_steps`.
+    """Show the progress of a step that rarely takes long; see `show_steps`.
 
     Args:
-        console: where to print.
-        name: what is done.
+        console: the console.
+        name: name of the step.
 
     Yields:
-        What is called with how many are done, and how many there are.
+        A callback for the numbers of items done and in total.
     """
     with show_steps(console) as show:
         show(Step(name, announced=False))
@@ -99,7 +99,7 @@ def show_count(console: Console, name: str) -> Iterator[Callable[[int, int | Non
 
 
 def duration(seconds: float) -> str:
-    """A time in words, to its two largest units.
+    """A duration in words, with its two largest units.
 
     Example:
         >>> [duration(seconds) for seconds in (0.4, 59.6, 185, 7380)]
@@ -113,10 +113,10 @@ def duration(seconds: float) -> str:
 
 
 class _Lines:
-    """Lines about the current step, in the background where it takes long.
+    """Print lines about the current step, from a background thread if it takes long.
 
     Args:
-        console: where to print.
+        console: the console.
     """
 
     def __init__(self, console: Console) -> None:
@@ -141,7 +141,7 @@ class _Lines:
                 self._print()
 
     def _repeat(self) -> None:
-        # What the terminal does not take, the next line says so in the main thread.
+        # If the output fails, the next line raises the error in the main thread.
         with contextlib.suppress(OSError, ValueError):
             while not self._over.wait(self._wait()):
                 with self._lock:
@@ -185,7 +185,7 @@ def _notebook_bar() -> Show:
 
 
 def _with_time(step: Step) -> str:
-    """Its name, and how long the rest takes."""
+    """The name of a step, and its remaining time."""
     left = step.seconds_left
     return step.name if left is None else f"{step.name}, {duration(left)} left"
 
@@ -194,7 +194,7 @@ def _step(progress: Progress) -> Step:
     """The round of a search, and what is being compiled."""
     name = f"round {progress.round + 1} of {progress.rounds}"
     if progress.round == progress.rounds:
-        name = "what was found"
+        name = "found architecture"
     left = progress.seconds_left
     if progress.compiling:
         name, left = f"{name}, compiling {', '.join(progress.compiling)}", None

@@ -36,15 +36,15 @@ from tenas_jax.searching.problem import Problem
 class SupernetScorer:
     """The scorer of a search: measures rows on all devices, with one compilation.
 
-    Metrics that share nothing are measured by programs of their own, which are compiled two at a
-    time. One that does not fit into a device's memory is compiled again with fewer cotangents in a
-    pass; so is, once, one that has run out of memory.
+    Metrics that share no intermediate results have separate programs, compiled two at a time. A
+    program that does not fit into a device's memory is compiled again with fewer cotangents per
+    pass; a program that runs out of memory is compiled again once.
 
     Args:
         problem: what is measured.
         images: all images.
-        devices: rows are shared among them.
-        single_path: promises that every mask keeps at most one operator per edge.
+        devices: the devices, which share the rows.
+        single_path: every mask keeps at most one operator per edge.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class SupernetScorer:
         self.metrics = problem.metrics
         self.batch_rows = len(devices) * rows_per_call(single_path=single_path)
         self.compile_seconds = 0.0
-        self.plan: dict[str, int] = {}  # cotangents in a pass, by program, where memory decides
+        self.plan: dict[str, int] = {}  # cotangents per pass of each program limited by memory
         self._problem, self._single_path = problem, single_path
         self._mesh = Mesh(np.array(devices), ("row",))
         everywhere = NamedSharding(self._mesh, PartitionSpec())
@@ -93,10 +93,10 @@ class SupernetScorer:
             self._compiling = [_COMPILERS.submit(self._compiled, each) for each in self.lower()]
 
     def compile(self) -> None:
-        """Compile for the one shape there is; `compile_seconds` tells how long it took.
+        """Compile for the only shape; `compile_seconds` is the time it took.
 
         Raises:
-            InputError: a batch does not fit into memory; the message says which one does.
+            InputError: a batch does not fit into memory; the message says which size fits.
         """
         if not self._programs:
             start = time.perf_counter()
@@ -118,7 +118,7 @@ class SupernetScorer:
             A column for each of `metrics`, float64 [row, metric].
 
         Raises:
-            InputError: there is not enough memory, for smaller passes neither.
+            InputError: there is not enough memory, even for smaller passes.
         """
         devices, order = self._mesh.size, np.arange(self.batch_rows)
         if 1 < devices < self.batch_rows:
@@ -136,7 +136,7 @@ class SupernetScorer:
         return np.stack([columns[metric.name] for metric in self.metrics], 1).astype(np.float64)
 
     def _run(self, placed: tuple[Array, Array]) -> list[Array]:
-        """What each program measures; if one is out of memory, once more with smaller passes."""
+        """Run each program; if one runs out of memory, run it once more with smaller passes."""
         while True:
             results: list[Array] = []
             exhausted = ""
@@ -149,7 +149,7 @@ class SupernetScorer:
                         raise LostProcess from error
                     raise
                 exhausted = first_line(error)
-            # In step: all processes run the same programs.
+            # In lockstep: all processes run the same programs.
             errors = list(filter(None, exchange(exhausted)))
             if not errors:
                 return results
@@ -157,7 +157,7 @@ class SupernetScorer:
                 self._halve_passes(errors[0])
 
     def _halve_passes(self, error: str) -> None:
-        """Compile the largest program with half of the cotangents in a pass."""
+        """Compile the largest program with half of the cotangents per pass."""
         needs = [memory_need(program, self._devices) for program in self._programs]
         index = max(range(len(needs)), key=lambda i: needs[i].needed)
         group = self._groups[index]
@@ -168,7 +168,7 @@ class SupernetScorer:
             program = self._compiled(self._lower(group, after))
         if memory_need(program, self._devices).needed >= needs[index].needed:
             raise InputError(
-                f"out of memory ({error}): end what else uses the device and go on with --resume, "
+                f"out of memory ({error}): free the device and continue with --resume, "
                 f"or start again with {_group_of_fields(group)}.batch_size below "
                 f"{self._batch_size(group)}"
             )
@@ -176,12 +176,14 @@ class SupernetScorer:
         self._was_exhausted = True
         self._programs[index] = program
         self.plan[_name(group)] = after
-        _say(f"out of memory: {_name(group)} goes on with {after} cotangents at once, not {before}")
+        _say(
+            f"out of memory: {_name(group)} continues with {after} cotangents at once, not {before}"
+        )
 
     def _fitting(
         self, group: Sequence[Metric], program: jax.stages.Compiled | None
     ) -> jax.stages.Compiled:
-        """A program, or if it does not fit into memory, one of smaller passes."""
+        """The program, or one with smaller passes if it does not fit into memory."""
         need = first = memory_need(program, self._devices)
         most = chunk = self._cotangents(group)
         images = self._problem.config.ntk.batch_size
@@ -201,7 +203,7 @@ class SupernetScorer:
         return program
 
     def _too_large(self, group: Sequence[Metric], need: Need) -> InputError:
-        """That a batch does not fit, and one that does."""
+        """The error that a batch does not fit, with a size that does."""
         field, size = f"{_group_of_fields(group)}.batch_size", self._batch_size(group)
 
         def need_of(size: int) -> Need:
@@ -223,7 +225,7 @@ class SupernetScorer:
     def _variant(
         self, group: Sequence[Metric], chunk: int | None, batch_size: int | None
     ) -> Problem:
-        """The problem with another number of cotangents in a pass, and another batch."""
+        """The problem with other numbers of cotangents per pass and of images."""
         chunk = self.plan.get(_name(group)) if chunk is None else chunk
         if chunk is None and batch_size is None:
             return self._problem
@@ -257,12 +259,12 @@ class SupernetScorer:
         *,
         batch_size: int | None = None,
     ) -> jax.stages.Lowered:
-        """The program that measures some metrics, traced.
+        """Trace the program that measures a group of metrics.
 
         Args:
             group: the metrics.
-            chunk: cotangents in a pass of the kernel; None: those of the plan.
-            batch_size: of what the metrics depend on; None: that of the configuration.
+            chunk: cotangents per pass of the kernel; None: from the plan.
+            batch_size: batch size of these metrics; None: from the configuration.
         """
         problem = self._variant(group, chunk, batch_size)
         measure = make_measure(problem, single_path=self._single_path)
@@ -316,12 +318,12 @@ _COMPILERS = ThreadPoolExecutor(2, "compiler")  # more need memory without being
 
 
 def _name(group: Sequence[Metric]) -> str:
-    """What a plan calls a program."""
+    """The name of a program in a plan."""
     return ",".join(metric.name for metric in group)
 
 
 def _group_of_fields(group: Sequence[Metric]) -> str:
-    """The fields of the configuration that say on how many samples metrics are measured."""
+    """The fields of the configuration with the batch size of some metrics."""
     return "regions" if all(metric.name == REGIONS.name for metric in group) else "ntk"
 
 

@@ -103,7 +103,7 @@ def shared_workdir(
 
 
 def read_plan(workdir: Path) -> dict[str, int]:
-    """What `write_plan` wrote, for a search that goes on.
+    """Read the file of `write_plan`, for a resumed search.
 
     Args:
         workdir: the directory.
@@ -114,18 +114,16 @@ def read_plan(workdir: Path) -> dict[str, int]:
     path = workdir / PLAN
     if not path.exists():
         return {}
-    plan: dict[str, int] = read_json(path, remedy="delete it, and what fits is found anew")[
-        "cotangents"
-    ]
+    plan: dict[str, int] = read_json(path, remedy="delete it; it will be made again")["cotangents"]
     return plan
 
 
 def write_plan(workdir: Path, plan: Mapping[str, int]) -> None:
-    """Record the cotangents in a pass where memory decides, before anything measured with them.
+    """Record the cotangents per pass of programs limited by memory, before they measure anything.
 
     Args:
         workdir: the directory.
-        plan: their number, by the metrics of a program.
+        plan: the cotangents per pass, by the metrics of a program.
 
     Raises:
         InputError: the file cannot be written.

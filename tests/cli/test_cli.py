@@ -166,7 +166,7 @@ def test_a_search_prints_a_line_per_round_and_the_summary(scorer, capsys, monkey
     assert lines[0].endswith("24 evaluations in round 1, 3 repeats each")
     compiling = "round 1 of 3, compiling kappa, regions"
     begin = [(compiling, 0), ("round 1 of 3", 0)]
-    later = [("round 2 of 3", 75), ("round 3 of 3", 132), ("what was found", 171)]
+    later = [("round 2 of 3", 75), ("round 3 of 3", 132), ("found architecture", 171)]
     for i, (name, done) in enumerate(begin + later, start=1):
         start = re.escape(f"{name}: {done} of 174 measurements done, ")
         time = r"\d+( min \d+)? s"

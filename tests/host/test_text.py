@@ -30,7 +30,7 @@ def test_text_of_any_editor(tmp_path, encoding, name):
     [
         ("a", b"abc\xff", "a is not text: its byte 4 is not UTF-8; save it as UTF-8"),
         ("a", b"\xff\xfea", "a is not text: its byte 3 is not UTF-16"),
-        ("a.gz", b"abc", r"a\.gz cannot be read \(Not a gzipped file .*\): compress it anew"),
+        ("a.gz", b"abc", r"a\.gz cannot be read \(Not a gzipped file .*\): compress it again"),
         (
             "a.gz",
             gzip.compress(b"abc" * 99, mtime=0)[:-9],

@@ -172,7 +172,7 @@ def test_a_search_that_runs_out_of_memory_goes_on_with_half(tmp_path, monkeypatc
     assert scorer.plan == {"kappa": 16}
     assert read_plan(tmp_path / "half") == {"kappa": 16}
     err = capfd.readouterr().err
-    assert err == "tenas: out of memory: kappa goes on with 16 cotangents at once, not 32\n"
+    assert err == "tenas: out of memory: kappa continues with 16 cotangents at once, not 32\n"
     lines = [
         (tmp_path / name / "trace.jsonl").read_text().splitlines() for name in ("whole", "half")
     ]

@@ -46,7 +46,7 @@ def test_each_step_has_a_line(console, log):
         "round 1 of 2, compiling kappa, regions: 0 of 7 measurements done, 0 s elapsed",
         "round 1 of 2: 0 of 7 measurements done, 0 s elapsed",
         "round 2 of 2: 4 of 7 measurements done, 0 s elapsed, about 3 min 5 s left",
-        "what was found: 6 of 7 measurements done, 0 s elapsed, about 2 h 3 min left",
+        "found architecture: 6 of 7 measurements done, 0 s elapsed, about 2 h 3 min left",
     ]
 
 
