@@ -594,7 +594,10 @@ def with_error(measured: Mapping[str, Any], metric: str) -> str:
         '1234.5 ± 57'
         >>> with_error({"metrics": {"kappa": "inf"}, "standard_errors": {"kappa": "nan"}}, "kappa")
         'inf'
+        >>> with_error({"metrics": {"flops": 5.0}, "standard_errors": {"flops": 0.0}}, "flops")
+        '5'
     """
     error = _standard_error(measured, metric)
     text = f"{float(measured['metrics'][metric]):.5g}"
-    return f"{text} ± {error:.2g}" if math.isfinite(error) else text
+    # Of what is counted exactly, such as FLOPs, it is 0.
+    return f"{text} ± {error:.2g}" if math.isfinite(error) and error > 0 else text
