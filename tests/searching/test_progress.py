@@ -128,15 +128,20 @@ def test_a_log_file_has_no_line_drawn_again(tmp_path, monkeypatch, setting, valu
     assert text == b"round 1 of 1: 0 of 2 measurements done, 0 s elapsed\n"
 
 
+class Terminal(io.StringIO):
+    """What is drawn on a terminal."""
+
+    def isatty(self):
+        return True
+
+
 @pytest.mark.parametrize(("terminal", "redrawn"), [("xterm", True), ("dumb", False)])
 def test_a_terminal_has_a_bar_if_it_can_draw_one(monkeypatch, terminal, redrawn):
     monkeypatch.setenv("TERM", terminal)
-    reader, writer = os.openpty()
-    with open(writer, "w") as file:
-        with show_progress(Console(file=file)) as show:
-            show(Progress(0, 1, 1, 2, 90.0))
-        text = os.read(reader, 10000).decode()
-    os.close(reader)
+    screen = Terminal()
+    with show_progress(Console(file=screen)) as show:
+        show(Progress(0, 1, 1, 2, 90.0))
+    text = screen.getvalue()
     assert ("\x1b[" in text) == redrawn
     assert ("round 1 of 1, 1 min 30 s left" in text) == redrawn
     assert ("1 of 2 measurements done" in text) != redrawn
