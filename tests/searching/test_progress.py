@@ -27,6 +27,11 @@ def console(log):
     return Console(file=log)
 
 
+@pytest.fixture
+def stopped_clock(monkeypatch):
+    monkeypatch.setattr(shown, "time", SimpleNamespace(monotonic=lambda: 100.0))
+
+
 def wait_for(log, count):
     """Until it has so many lines."""
     end = time.monotonic() + 20
@@ -35,7 +40,7 @@ def wait_for(log, count):
         time.sleep(0.005)
 
 
-def test_each_step_has_a_line(console, log):
+def test_each_step_has_a_line(console, log, stopped_clock):
     with show_progress(console) as show:
         show(Progress(0, 2, 0, 7, None, ("kappa", "regions")))
         for done in range(4):
@@ -119,7 +124,7 @@ def test_a_training_has_lines_between_its_epochs(console, log, monkeypatch):
 @pytest.mark.parametrize(
     ("setting", "value"), [("FORCE_COLOR", "1"), ("TTY_COMPATIBLE", "1"), ("TERM", "xterm")]
 )
-def test_a_log_file_has_no_line_drawn_again(tmp_path, monkeypatch, setting, value):
+def test_a_log_file_has_no_line_drawn_again(tmp_path, monkeypatch, stopped_clock, setting, value):
     monkeypatch.setenv(setting, value)
     with open(tmp_path / "log", "w") as file, show_progress(Console(file=file)) as show:
         show(Progress(0, 1, 0, 2, None))
