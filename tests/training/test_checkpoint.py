@@ -116,7 +116,7 @@ def test_damage_is_found_before_anything_is_read(folder, item, change, read_only
         else:
             path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
         with pytest.raises(
-            InputError, match=r"checkpoint 6 in .* is damaged .*: delete .*/6 to go"
+            InputError, match=r"checkpoint 6 in .* is damaged .*: delete .*/6 to continue"
         ):
             Checkpoints(folder, ABOUT, keep_last=2, read_only=read_only)
         path.write_bytes(content)
