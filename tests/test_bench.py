@@ -72,6 +72,47 @@ def test_the_plain_flax_network_is_ours() -> None:
     np.testing.assert_allclose(plainly, ours, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["ResNet-18", "WRN-10-2", "ViT", "MLP"])
+def test_plain_models_are_the_same_in_pytorch(name: str) -> None:
+    torch = pytest.importorskip("torch")
+    import flax.linen as nn
+    from compilation import quick_jit
+    from flax.traverse_util import flatten_dict
+
+    from bench import plain_models
+
+    small: dict[str, nn.Module] = {
+        "ResNet-18": plain_models.ResNet(4, (4, 6), 1),
+        "WRN-10-2": plain_models.ResNet(4, (4, 6), 1, preactivated=True),
+        "ViT": plain_models.ViT(8, 1, 2, 4),
+        "MLP": plain_models.MLP(8, 1),
+    }
+    model = small[name]
+    assert type(model) is type(plain_models.MODELS[name])
+    images = np.random.default_rng(0).standard_normal((3, 8, 8, 3), np.float32)
+    params = common.draw_weights(model, images)
+    apply = partial(model.apply, mutable=["batch_stats"])
+    expected = quick_jit(apply)({"params": params}, images)[0]
+    tensors = plain_models.torch_parameters(flatten_dict(params, sep="/"))
+    x = torch.from_numpy(images).permute(0, 3, 1, 2)
+    actual = plain_models.torch_logits(model)(tensors, x)
+    np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_race_of_plain_models(tmp_path: Path) -> None:
+    from bench import models
+
+    weights = tmp_path / "weights.npz"
+    models.write_weights("MLP", weights)
+    problem = models.Problem("MLP", 2, weights)
+    expected = models.CONTESTANTS["Python loop over a pullback"](problem)()
+    for name in ("chunked, per_sample", "chunked, called plainly"):
+        assert common.relative_error(models.CONTESTANTS[name](problem)(), expected) < 1e-5
+    interacting = models.Problem("ResNet-18", 2, weights)
+    with pytest.raises(common.SkipError, match="samples interact"):
+        models.CONTESTANTS["chunked, per_sample"](interacting)
+
+
 @pytest.mark.parametrize("space_name", common.SPACES)
 def test_pytorch_reference_has_our_kernel(reference: ModuleType, space_name: str) -> None:
     # Not at the top: the contestants' processes import this module.
