@@ -22,7 +22,7 @@ from tenas_jax.numerics import backend
 
 # Fusing depthwise and pointwise convolutions is less work if kernels are dense anyway.
 NHWC_ON_GPU = ChannelsLast(few_channels=sys.maxsize, loops=False, dense=True)
-BATCH_MINOR_ON_TPU = BatchMinor(pools_in_loops=False)
+BATCH_MINOR_ON_TPU = BatchMinor(in_place=False)
 # Maximum of images times cotangents in a backward pass on an accelerator; a supernet of
 # NAS-Bench-201 needs 0.23 MiB for each.
 IMAGES_AT_ONCE = 2**14

@@ -26,7 +26,7 @@ matters. With 3 channels, XLA's own convolution runs at 1 GFLOP/s on a CPU; thes
 - A convolution whose edges are all pruned is skipped at run time (`lax.cond`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial, reduce
 from operator import add
@@ -58,6 +58,7 @@ class Window(NamedTuple):
     size: int
     stride: int
     padding: int
+    in_place: bool = True  # see `BatchMinor`
 
     def outputs(self, pixels: int) -> int:
         """Number of output pixels along an axis with `pixels` input pixels."""
@@ -82,13 +83,14 @@ class BatchMinor:
         channel_axis: see `tenas_jax.networks.layouts.Layout`, like the next two.
         loops: whether edges may be computed in loops.
         few_channels: up to how many channels two convolutions are one.
-        pools_in_loops: whether an average pool is a loop over rows.
+        in_place: whether loops write their rows into one array, as a CPU does without a copy. A TPU
+            copies: there the rows of input gradients are stacked, and average pools have no loop.
     """
 
     channel_axis: int = 1
     loops: bool = True
     few_channels: int = 16  # measured at `tenas_jax.networks.stencils.depthwise_conv`
-    pools_in_loops: bool = True
+    in_place: bool = True
 
     def from_nhwc(self, images: Float[Array, "n h w c"]) -> Float[Array, "h c w n"]:
         return images.transpose(1, 3, 2, 0)
@@ -103,7 +105,7 @@ class BatchMinor:
         self, x: Array, kernel: Array, *, stride: int, padding: int, dilation: int, groups: int
     ) -> Array:
         if groups == 1 and dilation == 1:
-            return _conv(*_with_window(x, kernel, stride, padding))
+            return _conv(*self._with_window(x, kernel, stride, padding))
         return depthwise_conv(x, kernel, stride, padding, dilation)
 
     def batch_norm(self, x: Array, scale: Array, bias: Array) -> Array:
@@ -136,12 +138,12 @@ class BatchMinor:
                 phases, padding = dilation, padding // dilation
             else:
                 dense = _dilate(dense, dilation)
-        x, dense, window = _with_window(_to_phases(x, phases), dense, stride, padding)
+        x, dense, window = self._with_window(_to_phases(x, phases), dense, stride, padding)
         y = _conv_batch_norm(x, dense, scale, bias, jnp.asarray(active), window)
         return _from_phases(y, phases)
 
     def avg_pool(self, x: Array, *, stride: int) -> Array:
-        return avg_pool(x, stride, self.pools_in_loops)
+        return avg_pool(x, stride, self.in_place)
 
     def max_pool(self, x: Array, *, stride: int) -> Array:
         return max_pool(x, stride)
@@ -155,6 +157,18 @@ class BatchMinor:
 
     def mean_pixel(self, x: Array) -> Float[Array, "n c"]:
         return x.mean((0, 2)).T
+
+    def _with_window(
+        self, x: Array, kernel: Array, stride: int, padding: int
+    ) -> tuple[Array, Array, Window]:
+        """Images, kernel and window; for a strided 1 x 1 kernel, only the pixels that it reads."""
+        if len(kernel) == 1:
+            return x[::stride, :, ::stride], kernel, Window(1, 1, padding)
+        if stride == 1 and max(x.shape[::2]) <= padding:
+            # The border of such a kernel reads no pixel of images that small.
+            unread = padding - max(x.shape[::2]) + 1
+            kernel, padding = kernel[unread:-unread, unread:-unread], padding - unread
+        return x, kernel, Window(len(kernel), stride, padding, self.in_place)
 
 
 BATCH_MINOR = BatchMinor()
@@ -188,17 +202,6 @@ def _dilate(kernel: Float[Array, "k k i o"], dilation: int) -> Float[Array, "d d
     """The kernel with zeros between its elements."""
     between, none = (0, 0, dilation - 1), (0, 0, 0)
     return lax.pad(kernel, jnp.zeros((), kernel.dtype), (between, between, none, none))
-
-
-def _with_window(x: Array, kernel: Array, stride: int, padding: int) -> tuple[Array, Array, Window]:
-    """Images, kernel and window; for a strided 1 x 1 kernel, only the pixels that it reads."""
-    if len(kernel) == 1:
-        return x[::stride, :, ::stride], kernel, Window(1, 1, padding)
-    if stride == 1 and max(x.shape[::2]) <= padding:
-        # The border of such a kernel reads no pixel of images that small.
-        unread = padding - max(x.shape[::2]) + 1
-        kernel, padding = kernel[unread:-unread, unread:-unread], padding - unread
-    return x, kernel, Window(len(kernel), stride, padding)
 
 
 def _pad(x: Float[Array, "h c w n"], window: Window) -> Float[Array, "h2 sc w2n"]:
@@ -340,7 +343,7 @@ def _input_gradient(
     `stride` rows and columns of the input are computed at once, from `reach` of the output.
     """
     several, height, channels, width, n = input_shape
-    (size, stride, padding), before, after = window, window.before, window.after
+    (size, stride, padding, in_place), before, after = window, window.before, window.after
     reach = before + 1 + after
     outputs, rows = kernel.shape[-1], window.outputs(height)
     if size == 1:
@@ -360,36 +363,54 @@ def _input_gradient(
     turned = jnp.stack([jnp.roll(taps, turn + 1, 3) for turn in range(reach)])
     turned = turned.reshape(reach, -1, reach * outputs)
 
-    def fold(i: Array, phases: list[Array]) -> list[Array]:
+    def fold(i: Array | int, phases: list[Array]) -> list[Array]:
         ring = jnp.zeros((reach * outputs, (blocks + reach - 1) * n), kernel.dtype)
         first = gradient(i, 1, 0, count).reshape(count * outputs, length)
         ring = lax.dynamic_update_slice(ring, first, ((before + 1) * outputs, before * n))
 
-        def fold_row(h: Array, state: tuple[Array, list[Array]]) -> tuple[Array, list[Array]]:
-            ring, phases = state
+        def fold_row(ring: Array, h: Array) -> tuple[Array, Iterator[Array]]:
             turn, last = _turn(h, reach), h + after
             row = gradient(i, 1, jnp.minimum(last, rows - 1), 1)[0, 0]
             ring = _place(ring, jnp.where(last < rows, row, 0), turn, before * n)
             columns = lax.dot(take_rows(turned, turn, 1)[0], ring, precision=PRECISION)
             columns = columns.reshape(stride, size, channels, -1)
-            for phase, x in enumerate(phases):
-                seen = [
-                    (column, (phase + padding - column) // stride + before)
-                    for column in range(size)
-                    if (phase + padding - column) % stride == 0
-                ]
-                row = reduce(add, [columns[:, j, :, k * n : (k + blocks) * n] for j, k in seen])
-                row = row.reshape(1, 1, stride * channels, -1)
-                phases[phase] = lax.dynamic_update_slice(
-                    x, row, (i, h, 0, 0), allow_negative_indices=False
+            return ring, (fold_phase(columns, phase) for phase in range(stride))
+
+        def put_rows(h: Array, state: tuple[Array, list[Array]]) -> tuple[Array, list[Array]]:
+            ring, folded = fold_row(state[0], h)
+            return ring, [
+                lax.dynamic_update_slice(
+                    x, row.reshape(1, 1, *x.shape[2:]), (i, h, 0, 0), allow_negative_indices=False
                 )
-            return ring, phases
+                for x, row in zip(state[1], folded, strict=True)
+            ]
 
-        folded: list[Array] = lax.fori_loop(0, zeros.shape[1], fold_row, (ring, phases))[1]
-        return folded
+        def stack_rows(ring: Array, h: Array) -> tuple[Array, list[Array]]:
+            ring, folded = fold_row(ring, h)
+            return ring, [row.reshape(stride * channels, -1) for row in folded]
 
-    zeros = jnp.zeros((several, -(-height // stride), stride * channels, blocks * n), kernel.dtype)
-    phases = lax.fori_loop(0, several, fold, [zeros] * stride)
+        gradients: list[Array]
+        if in_place:
+            gradients = lax.fori_loop(0, steps, put_rows, (ring, phases))[1]
+        else:
+            gradients = lax.scan(stack_rows, ring, jnp.arange(steps))[1]
+        return gradients
+
+    def fold_phase(columns: Float[Array, "s k c l"], phase: int) -> Float[Array, "s c l2"]:
+        seen = [
+            (column, (phase + padding - column) // stride + before)
+            for column in range(size)
+            if (phase + padding - column) % stride == 0
+        ]
+        return reduce(add, [columns[:, j, :, k * n : (k + blocks) * n] for j, k in seen])
+
+    steps = -(-height // stride)
+    if in_place:
+        zeros = jnp.zeros((several, steps, stride * channels, blocks * n), kernel.dtype)
+        phases = lax.fori_loop(0, several, fold, [zeros] * stride)
+    else:
+        each = [fold(i, []) for i in range(several)]
+        phases = [jnp.stack(phase) for phase in zip(*each, strict=True)]
     phases = [x.reshape(several, -1, channels, blocks, n)[:, :height] for x in phases]
     return reduce(add, [_spread(x, stride, phase, width) for phase, x in enumerate(phases)])
 

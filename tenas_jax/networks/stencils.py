@@ -61,10 +61,10 @@ def _seen(pixels: int, dtype: jnp.dtype) -> Float[Array, "pixel"]:
 
 
 def _box(
-    x: Float[Array, "h c w n"], rows: Float[Array, "h"], columns: Float[Array, "w"], in_loop: bool
+    x: Float[Array, "h c w n"], rows: Float[Array, "h"], columns: Float[Array, "w"], in_place: bool
 ) -> Float[Array, "h c w n"]:
     """Sum over the 3 x 3 neighborhood of the pixels, weighted by row and by column."""
-    if not in_loop:
+    if not in_place:
         weighted = x * (rows[:, None] * columns[None])[:, None, :, None]
         return reduce(add, _neighbors(reduce(add, _neighbors(weighted, 0, 0.0)), 2, 0.0))
     height, channels, width, n = x.shape
@@ -93,29 +93,29 @@ def _box(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def avg_pool(x: Float[Array, "h c w n"], stride: int, in_loop: bool) -> Float[Array, "h2 c w2 n"]:
+def avg_pool(x: Float[Array, "h c w n"], stride: int, in_place: bool) -> Float[Array, "h2 c w2 n"]:
     """3 x 3 average with padding 1 over the pixels inside the image.
 
-    In a loop over rows it stays in the cache of a CPU; a TPU waits for each step.
+    `in_place` it is a loop over rows, see `tenas_jax.networks.batch_minor.BatchMinor`.
     """
     rows, columns = (jnp.ones(pixels, x.dtype) for pixels in x.shape[::2])
     height, width = (_seen(pixels, x.dtype) for pixels in x.shape[::2])
-    average = _box(x, rows, columns, in_loop) / (height[:, None] * width[None])[:, None, :, None]
+    average = _box(x, rows, columns, in_place) / (height[:, None] * width[None])[:, None, :, None]
     return average[::stride, :, ::stride]
 
 
-def _avg_pool_forward(x: Array, stride: int, in_loop: bool) -> tuple[Array, Array]:
-    return avg_pool(x, stride, in_loop), jnp.zeros((0, *x.shape), x.dtype)
+def _avg_pool_forward(x: Array, stride: int, in_place: bool) -> tuple[Array, Array]:
+    return avg_pool(x, stride, in_place), jnp.zeros((0, *x.shape), x.dtype)
 
 
 def _avg_pool_backward(
-    stride: int, in_loop: bool, residuals: Array, cotangent: Array
+    stride: int, in_place: bool, residuals: Array, cotangent: Array
 ) -> tuple[Array]:
     _, height, _, width, _ = residuals.shape
     if stride > 1:
         cotangent = dilate(cotangent, stride, height, width)
     rows, columns = (1 / _seen(pixels, cotangent.dtype) for pixels in (height, width))
-    return (_box(cotangent, rows, columns, in_loop),)
+    return (_box(cotangent, rows, columns, in_place),)
 
 
 avg_pool.defvjp(_avg_pool_forward, _avg_pool_backward)

@@ -188,19 +188,26 @@ def test_several_networks_at_once(case):
         jax.tree.map(partial(assert_close, tolerance=1e-4), actual, expected)
 
 
-@pytest.mark.parametrize("shape", [(N, SIZE, SIZE, 2), (N, 1, 4, 1)])
-@pytest.mark.parametrize("stride", [1, 2])
-def test_a_pool_without_a_loop_is_the_same(stride, shape):
-    images = jnp.asarray(np.random.default_rng(0).normal(size=shape), "float32")
-    in_loop, at_once = (
-        value_and_gradients(
-            lambda a, layout=layout: layout.avg_pool(a["x"], stride=stride),
-            layout,
-            {"images": images},
-        )
+@pytest.mark.parametrize(
+    ("case", "channels"),
+    [
+        ("avg_pool-stride1", 2),
+        ("avg_pool-stride2", 1),
+        ("conv_3x3-stride2", 2),
+        ("conv_batch_norm-stride1", 3),
+        ("conv_batch_norm-stride2", 2),
+    ],
+)
+def test_rows_in_place_and_stacked_are_the_same(case, channels):
+    operation, shapes = CASES[case]
+    rng = np.random.default_rng(0)
+    values = {"images": (N, SIZE, SIZE, channels)} | shapes(channels)
+    values = {name: jnp.asarray(rng.normal(size=s), "float32") for name, s in values.items()}
+    in_place, stacked = (
+        value_and_gradients(partial(operation, layout), layout, values)
         for layout in (BATCH_MINOR, BATCH_MINOR_ON_TPU)
     )
-    jax.tree.map(partial(assert_close, tolerance=1e-6), at_once, in_loop)
+    jax.tree.map(partial(assert_close, tolerance=1e-6), stacked, in_place)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
