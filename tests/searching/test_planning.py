@@ -218,6 +218,16 @@ def test_all_processes_decide_by_the_most_and_the_least(monkeypatch):
     assert memory_need(None, jax.devices()) == Need(80, 95)
 
 
+def test_all_processes_halve_their_passes_where_one_is_out_of_memory(monkeypatch, capfd):
+    scorer = compiled(monkeypatch=monkeypatch)
+    of_others = iter(["RESOURCE_EXHAUSTED: 9 bytes", ""])
+    monkeypatch.setattr(scoring, "exchange", lambda own: [own, next(of_others)])
+    assert kappa(scorer) > 1
+    assert scorer.plan == {"kappa": 16}
+    err = capfd.readouterr().err
+    assert err == "tenas: out of memory: kappa goes on with 16 cotangents at once, not 32\n"
+
+
 @pytest.mark.parametrize("n", [2, 14, 72, 97, 256])
 def test_passes_are_of_about_equal_size_and_end_with_one_cotangent(n):
     chunks = [n]
