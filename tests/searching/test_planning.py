@@ -206,7 +206,7 @@ def test_a_plan_is_of_one_search_and_a_damaged_one_is_refused(tmp_path, monkeypa
     _, scorer = search(tmp_path, monkeypatch)
     assert scorer.plan == {}
     (tmp_path / "memory.json").write_text('{"cotangents": {"kappa": 0}}')
-    with pytest.raises(InputError, match=r"memory.json .*: delete it, and what fits is found an"):
+    with pytest.raises(InputError, match=r"memory.json .*: delete it; it will be made again"):
         search(tmp_path, monkeypatch, resume=True)
 
 
