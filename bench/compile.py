@@ -1,11 +1,11 @@
-"""A search's programs, compiled for a GPU or TPU that need not be there.
+"""Compile a search's programs for a GPU or TPU, without the device.
 
     python -m bench.compile --target h100 --preset nas-bench-201 darts-cifar10 --devices 1 4
 
-XLA's compilers for CUDA and for TPUs need no device. Nothing is run, so nothing here is a measured
-time but that of the compilation. For a GPU, XLA does not try out kernels without one, and takes its
-default for each convolution; the floor is a bound from below by the formula in the table. For a TPU
-the cycles are the compiler's own estimate.
+XLA's compilers for CUDA and for TPUs need no device. Nothing is run, so the only measured time is
+that of the compilation. Without a GPU, XLA does not autotune kernels and uses its default for each
+convolution; the floor is a lower bound by the formula in the table. For a TPU the cycles are the
+compiler's own estimate.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from tenas_jax.host.devices import compiler_options
 from tenas_jax.searching import scorer as scoring
 from tenas_jax.searching.problem import look_up
 
-# What the compiler for TPUs reads where a machine says it: here, that none is one.
+# Read by the compiler for TPUs: this machine has no TPU.
 NO_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -41,34 +41,34 @@ NO_TPU = {
 
 
 class Target(Protocol):
-    """What programs are compiled for."""
+    """A device to compile for."""
 
     @property
     def name(self) -> str:
-        """Of the product."""
+        """Name of the product."""
 
     @property
     def memory(self) -> int:
-        """Bytes, of a device."""
+        """Memory of a device, in bytes."""
 
     @property
     def bandwidth(self) -> int:
-        """Of the memory, bytes a second."""
+        """Memory bandwidth, in bytes per second."""
 
     @property
     def platform(self) -> str:
-        """JAX's name of it where programs are lowered."""
+        """JAX's name of the platform for lowering."""
 
     @property
     def backend(self) -> str:
-        """What `jax.default_backend` says there."""
+        """The value of `jax.default_backend` on it."""
 
     @property
     def extra(self) -> str:
         """The extra of JAX with the compiler."""
 
     def devices(self, count: int) -> Sequence[Any]:
-        """That many devices to compile for."""
+        """A number of devices to compile for."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,10 @@ class Tpu:
     """A TPU, by its documentation.
 
     Args:
-        name: of the product.
+        name: name of the product.
         topology: XLA's name of four chips.
-        memory: bytes of a chip.
-        bandwidth: of the memory, bytes a second.
+        memory: bytes per chip.
+        bandwidth: memory bandwidth, bytes per second.
     """
 
     name: str
@@ -102,15 +102,15 @@ class Gpu:
     """A GPU, by its data sheet.
 
     Args:
-        name: of the product.
+        name: name of the product.
         capability: compute capability.
-        cores: streaming multiprocessors.
-        units: that multiply float32, of each core.
-        threads: of a core.
-        shared_memory: bytes of a core; a block may have 1 KiB less.
-        cache: bytes of the second level.
+        cores: number of streaming multiprocessors.
+        units: float32 units per core.
+        threads: threads per core.
+        shared_memory: bytes per core; a block may have 1 KiB less.
+        cache: bytes of the second-level cache.
         memory: bytes.
-        bandwidth: of the memory, bytes a second.
+        bandwidth: memory bandwidth, bytes per second.
         clock: GHz.
     """
 
@@ -139,7 +139,7 @@ class Gpu:
 
     @property
     def config(self) -> str:
-        """What XLA wants to know, as text of its `GpuTargetConfigProto`."""
+        """The text of XLA's `GpuTargetConfigProto`."""
         major, minor = self.capability
         return f"""
             gpu_device_info {{
@@ -190,25 +190,25 @@ TARGETS: dict[str, Target] = {
 
 @dataclass(frozen=True)
 class Compiled:
-    """A program, what it needs and does for a row: one supernet or architecture at one draw.
+    """A program and its costs per row (one supernet or architecture at one draw).
 
     Args:
-        preset: whose search it is of.
-        metrics: that it measures.
+        preset: the preset of its search.
+        metrics: the metrics that it measures.
         single_path: whether it is for masks with at most one operator per edge.
-        images: of a kernel.
-        devices: that share the rows.
-        rows: that a call measures on each device.
-        trace_seconds: of the CPU, to trace it.
-        compile_seconds: of the CPU, to compile it.
+        images: images per kernel.
+        devices: number of devices that share the rows.
+        rows: rows per call and device.
+        trace_seconds: CPU seconds to trace it.
+        compile_seconds: CPU seconds to compile it.
         temporary_mib: memory besides its arguments and results.
         peak_mib: all memory of a device.
-        kernels: run, for each row.
-        conditionals: at each the host waits for the device, for each row.
-        gflop: of convolutions and matrix products, for each row.
-        gigabytes: read and written, for each row.
-        floor_ms: by `hlo.FORMULA`, for each row; None: for TPUs, which keep much on the chip.
-        mega_cycles: millions, the compiler's estimate for each row; None: for GPUs.
+        kernels: kernels run per row.
+        conditionals: conditionals per row; at each the host waits for the device.
+        gflop: GFLOP of convolutions and matrix products per row.
+        gigabytes: GB read and written per row.
+        floor_ms: lower bound per row by `hlo.FORMULA`; None for TPUs, which keep much on the chip.
+        mega_cycles: the compiler's estimate per row, in millions; None for GPUs.
         unknown_loops: loops of unknown length, counted once.
     """
 
@@ -232,7 +232,7 @@ class Compiled:
 
     @property
     def program(self) -> tuple[str | int, ...]:
-        """Which one it is."""
+        """The identity of the program."""
         return self.preset, self.metrics, self.single_path, self.images, self.devices
 
 
@@ -245,15 +245,15 @@ def programs(
     images: int | None = None,
     metrics: str | None = None,
 ) -> Iterator[Compiled]:
-    """Compiles the programs of a search.
+    """Compile the programs of a search.
 
     Args:
         target: key of `TARGETS`.
         preset: name of its configuration.
-        devices: that share the rows.
+        devices: number of devices that share the rows.
         single_path: whether for masks with at most one operator per edge.
-        images: of the kernel; None: those of the preset.
-        metrics: that are measured; None: those of the preset.
+        images: images per kernel; None: the preset's.
+        metrics: the metrics; None: the preset's.
 
     Raises:
         common.SkipError: the compiler is not installed.
@@ -279,7 +279,7 @@ def programs(
     pixels = np.zeros((config.images, config.image_size, config.image_size, 3), np.uint8)
     image_set = ImageSet(pixels, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "none")
     with (
-        # What the library asks, and where it puts what, on a machine that has the device.
+        # Emulates the library's queries and placements on a machine with the device.
         mock.patch.object(jax, "default_backend", lambda: card.backend),
         mock.patch.object(scoring, "place", shape),
         mock.patch.object(scoring, "traced", traced),
@@ -317,7 +317,7 @@ def programs(
 
 
 def _cpu_seconds() -> float:
-    """Of this process and its children."""
+    """CPU seconds of this process and its children."""
     return sum(os.times()[:4])
 
 
@@ -349,12 +349,12 @@ def main() -> None:
 
 
 def report(folder: Path, target: str, result: Compiled) -> None:
-    """Writes a result beside those of the same versions, and prints all.
+    """Write a result beside those of the same versions, and print all.
 
     Args:
-        folder: of all compiled programs.
-        target: for which it is.
-        result: replaces what was written of the same program.
+        folder: folder of all compiled programs.
+        target: the target of the result.
+        result: the result, which replaces an earlier one of the same program.
     """
     card = TARGETS[target]
     names = ["jax", "jaxlib", "tenas_jax"]

@@ -1,7 +1,8 @@
-"""What a program that XLA has compiled does: kernels, conditionals, bytes, FLOPs, cycles.
+"""The costs of a program compiled by XLA: kernels, conditionals, bytes, FLOPs, cycles.
 
-Read from its optimized HLO. What is in a loop counts as often as the loop runs; of the branches of
-a conditional counts the one with the most cycles, or kernels where the compiler gives no cycles.
+They are read from its optimized HLO. The body of a loop counts as often as the loop runs. Of the
+branches of a conditional, only the one with the most cycles counts, or with the most kernels if the
+compiler gives no cycles.
 """
 
 import math
@@ -43,15 +44,15 @@ class Instruction(NamedTuple):
 
 @dataclass
 class Cost:
-    """What is done at run time.
+    """The costs at run time.
 
     Args:
-        kernels: launched.
-        conditionals: at each the host waits for the device.
-        bytes: read and written.
-        flops: of convolutions and matrix products, a multiply-add being two.
-        cycles: as the compiler for TPUs estimates them; that for GPUs gives none.
-        transfers: how many bytes how many kernels move.
+        kernels: number of kernels launched.
+        conditionals: number of conditionals; at each the host waits for the device.
+        bytes: bytes read and written.
+        flops: FLOPs of convolutions and matrix products; a multiply-add is two.
+        cycles: estimate of the compiler for TPUs; that for GPUs gives none.
+        transfers: number of kernels by the bytes that they move.
         unknown_loops: loops of unknown length, counted once.
     """
 
@@ -64,7 +65,7 @@ class Cost:
     unknown_loops: int = 0
 
     def add(self, other: "Cost", times: int = 1) -> None:
-        """Add what something costs that is run so many times."""
+        """Add the costs of something that runs `times` times."""
         self.kernels += other.kernels * times
         self.conditionals += other.conditionals * times
         self.bytes += other.bytes * times
@@ -75,10 +76,10 @@ class Cost:
             self.transfers[size] = self.transfers.get(size, 0) + count * times
 
     def floor(self, bandwidth: float) -> float:
-        """The least seconds that it can take, by `FORMULA`.
+        """A lower bound on its seconds, by `FORMULA`.
 
         Args:
-            bandwidth: bytes a second.
+            bandwidth: bytes per second.
 
         Example:
             >>> cost = Cost()
@@ -111,7 +112,7 @@ class Program:
     """An optimized program.
 
     Args:
-        text: what `jax.stages.Compiled.as_text` returns.
+        text: the result of `jax.stages.Compiled.as_text`.
 
     Example:
         >>> program = Program('''
@@ -139,7 +140,7 @@ class Program:
 
     @cached_property
     def cost(self) -> Cost:
-        """Of running it once."""
+        """The costs of running it once."""
         return self._cost(self._entry)
 
     def _cost(self, computation: str) -> Cost:
@@ -174,7 +175,7 @@ class Program:
             total.add(Cost(1, bytes=moved, flops=flops, cycles=cycles, transfers={moved: 1}))
 
     def _trips(self, loop: Instruction, computation: str) -> int | None:
-        """How often a loop runs: what XLA says, or what its counter is compared with."""
+        """How often a loop runs: XLA's number, or the bound that its counter is compared with."""
         known = re.search(r'known_trip_count"?:\{"n":"(\d+)"', loop.rest)
         if known:
             return int(known[1])
@@ -203,11 +204,11 @@ class Program:
         compared = (each for each in condition.values() if each.type.startswith("pred[]"))
         operands = (condition.get(name) for each in compared for name in each.operands)
         limits = (constant(each, condition) for each in operands)
-        # The counter itself is there as well, at its first value: zero.
+        # The counter itself is also an operand, with its first value: zero.
         return max((limit for limit in limits if limit), default=None)
 
     def _bytes(self, instruction: Instruction, computation: str) -> int:
-        """Read and written; of an array that is sliced or updated in place, that part."""
+        """Bytes read and written; only the part of an array sliced or updated in place."""
         here, written = self._computations[computation], size(instruction.type)
         read = [size(here[name].type) for name in instruction.operands if name in here]
         inside = self._computations.get(instruction.called("calls"), {})
@@ -219,7 +220,7 @@ class Program:
         return written + sum(read)
 
     def _flops(self, instruction: Instruction, computation: str) -> int:
-        """Of a kernel, and of what is fused into it."""
+        """FLOPs of a kernel, including fused operations."""
         inside = self._computations.get(instruction.called("calls"), {})
         total = sum(self._flops(each, instruction.called("calls")) for each in inside.values())
         here = self._computations[computation]
@@ -271,7 +272,7 @@ def _convolution_flops(
 
 
 def _shape(type_: str) -> tuple[int, ...]:
-    """Of the first array of a type."""
+    """The shape of the first array of a type."""
     arrays = _arrays(type_)
     return arrays[0][1] if arrays else ()
 
@@ -285,7 +286,7 @@ def _instruction(name: str, text: str) -> Instruction:
 
 
 def _closing(text: str) -> int:
-    """Where the parenthesis closes that a text begins with."""
+    """Index where the opening parenthesis of a text closes."""
     depth = 0
     for i, character in enumerate(text):
         depth += (character == "(") - (character == ")")

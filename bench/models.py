@@ -1,9 +1,9 @@
-"""One neural tangent kernel of a model as its user wrote it, by this library and by others.
+"""One neural tangent kernel of an ordinary model, by this library and by the alternatives.
 
     python -m bench.models --models "ResNet-18, width 16" ViT --batches 32 8
 
-The models are those of `bench.plain_models`. Same weights, same images, same threads. A kernel that
-differs from the first contestant's by more than 1e-4 is not timed.
+The models are those of `bench.plain_models`. All contestants use the same weights, images and
+threads. Kernels that differ from the first contestant's by more than 1e-4 are not timed.
 """
 
 import functools
@@ -43,7 +43,7 @@ class Problem:
     weights: Path
 
     def images(self) -> np.ndarray:
-        """Images [n, 32, 32, 3], normal like normalized ones."""
+        """Images [n, 32, 32, 3] with normal values, like normalized images."""
         shape = (self.batch, 32, 32, 3)
         return np.random.default_rng(0).standard_normal(shape, np.float32)
 
@@ -53,7 +53,7 @@ class Problem:
 
 
 def write_weights(model: str, path: Path) -> None:
-    """Draws the weights of a model and writes them.
+    """Draw the weights of a model and write them.
 
     Args:
         model: a name of `bench.plain_models.MODELS`.
@@ -182,7 +182,7 @@ def torch_product(jacobian: "list[Tensor]") -> np.ndarray:
 
 
 def build_torch_loop(problem: Problem) -> Work:
-    """A backward pass for each image, in a Python loop."""
+    """A backward pass per image, in a Python loop."""
     outputs, weights = torch_arguments(problem)
     import torch
 
@@ -211,7 +211,7 @@ def build_torch_func(problem: Problem) -> Work:
     return work
 
 
-# The first is what kernels are compared with.
+# Kernels are compared with the first one.
 CONTESTANTS: dict[str, Callable[[Problem], Work]] = {
     "Python loop over a pullback": build_loop,
     "chunked": build_engine,
@@ -254,7 +254,7 @@ def main() -> None:
         for i, (model, batch) in enumerate(races):
             weights = Path(folder) / f"{common.file_name(model)}.npz"
             common.call(write_weights, model, weights)
-            # Larger batches get more of the time that is left.
+            # Larger batches get more of the remaining time.
             share = batch / sum(each for _, each in races[i:])
             budget = share * (end - time.monotonic())
             problem = Problem(model, batch, weights)

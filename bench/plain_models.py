@@ -1,7 +1,7 @@
-"""Networks as their users write them: plain Flax, and the same in PyTorch.
+"""Ordinary networks: plain Flax, and the same in PyTorch.
 
-Both are functions of the same parameters, by path in the Flax tree: kernels HWIO and images NHWC
-in Flax; `torch_logits` takes them as PyTorch has them.
+Both are functions of the same parameters, by path in the Flax tree. Flax uses HWIO kernels and NHWC
+images; `torch_logits` uses PyTorch's orders.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ Norm = partial(nn.BatchNorm, use_running_average=False, epsilon=EPSILON)
 
 
 class BasicBlock(nn.Module):
-    """Two convolutions and a shortcut, normalized after or, in a wide one, before each.
+    """Two convolutions and a shortcut; normalization comes after each, or before it if wide.
 
     Args:
         features: channels.
