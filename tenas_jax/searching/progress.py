@@ -102,7 +102,7 @@ def duration(seconds: float) -> str:
     """A duration in words, with its two largest units.
 
     Example:
-        >>> [duration(seconds) for seconds in (0.4, 59.6, 185, 7380)]
+        >>> [duration(seconds) for seconds in (0.4, 59.6, 185.0, 7380.0)]
         ['0 s', '1 min 0 s', '3 min 5 s', '2 h 3 min']
     """
     minutes, rest = divmod(round(seconds), 60)
