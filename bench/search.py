@@ -46,7 +46,7 @@ class Search:
         first: seconds until the first measurement was on disk.
         total: seconds until the process had exited, including plots.
         peak_mib: largest resident memory.
-        note: why there is no time; empty if there is one.
+        note: why it has no times; empty if it has times.
     """
 
     start: str

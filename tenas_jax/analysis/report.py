@@ -234,7 +234,7 @@ def _means_and_errors(
 
 
 def _standard_error(measured: Mapping[str, Any], metric: str) -> float:
-    """NaN where there is none, as in the rounds of older results."""
+    """The standard error of a metric, or NaN without one, as in rounds of older results."""
     return float(measured.get("standard_errors", {}).get(metric, "nan"))
 
 

@@ -24,7 +24,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "neural-tangents", "numpy", "optax")
 def traced(function: jax.stages.Wrapped, identity: str | None, *arguments: Any) -> export.Exported:
     """Trace a function, or load its program from an earlier run.
 
-    Programs are stored in the folder of JAX's compilation cache, if there is one.
+    If JAX's compilation cache is enabled, programs are stored in its folder.
 
     Args:
         function: the result of `jax.jit`.

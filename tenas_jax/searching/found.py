@@ -1,6 +1,6 @@
 """The end of every search: the found architecture is measured, with as many repeats as a round.
 
-Weights and images are drawn anew, because the draws by which the architecture was chosen favor it:
+Weights and images are drawn again, because the draws by which the architecture was chosen favor it:
 the best of many noisy measurements is too good.
 """
 
