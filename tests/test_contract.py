@@ -208,7 +208,7 @@ def test_zen_of_an_operator_of_ones_own_is_refused_in_a_line():
     mask = jnp.asarray(OWN_OPERATOR.initial_mask())
     network = OWN_OPERATOR.supernet(size, NHWC)
     params = jax.eval_shape(network.init, jax.random.key(0), x, mask)
-    with pytest.raises(InputError, match=r"^operator Dilated does not hand .* the metric zen"):
+    with pytest.raises(InputError, match=r"^operator Dilated does not expose .* the metric zen"):
         jax.eval_shape(lambda params: network.apply(params, x, mask, mutable=[DEVIATIONS]), params)
 
 
