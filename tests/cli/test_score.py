@@ -186,4 +186,4 @@ def test_help_says_which_labels_there_are(capsys):
     with pytest.raises(SystemExit):
         cli.main(["score", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "need labels: these are drawn at random, or with --labels own those of the" in shown
+    assert "need labels: random ones by default, those of the data with --labels own." in shown

@@ -167,7 +167,7 @@ PUBLISHED = {
 def test_presets_say_what_they_reproduce(name):
     text = configs.PRESETS[name].__doc__
     assert f"`tenas search {name} " in text
-    assert PUBLISHED.get(name.removesuffix("-paper"), "Chosen by") in text
+    assert PUBLISHED.get(name.removesuffix("-paper"), "Selected ") in text
     assert configs.summary(name).endswith(".")
 
 

@@ -225,7 +225,7 @@ def test_all_processes_halve_their_passes_where_one_is_out_of_memory(monkeypatch
     assert kappa(scorer) > 1
     assert scorer.plan == {"kappa": 16}
     err = capfd.readouterr().err
-    assert err == "tenas: out of memory: kappa goes on with 16 cotangents at once, not 32\n"
+    assert err == "tenas: out of memory: kappa continues with 16 cotangents at once, not 32\n"
 
 
 @pytest.mark.parametrize("n", [2, 14, 72, 97, 256])
