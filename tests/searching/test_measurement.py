@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from compilation import quick_jit
 from measuring import measure_all
+from smaller import SMALL_DARTS, SMALL_NAS_BENCH_201
 
 from tenas_jax.architectures import enumeration as architectures
 from tenas_jax.architectures.space import ProxySize
@@ -27,7 +28,7 @@ from tenas_jax.searching.measurement import (
 )
 from tenas_jax.searching.problem import look_up
 from tenas_jax.searching.scorer import make_scorer
-from tenas_jax.spaces import DARTS, NAS_BENCH_201
+from tenas_jax.spaces import NAS_BENCH_201
 
 # Of a network in NHWC, which takes as long to compile as all others: of a small space below.
 IN_NHWC = ("grasp", "grad_sign", "fisher", "vkdnw")
@@ -39,7 +40,7 @@ CONFIG = SearchConfig(
     ntk=NTKConfig(batch_size=6),
     regions=RegionsConfig(batch_size=20, batches=2),
 )
-ONLY_NONE = np.tile(np.arange(5) == 0, (1, 6, 1))
+ONLY_NONE = np.tile(np.arange(5) == 0, (1, 3, 1))
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +52,9 @@ def image_set():
 @pytest.fixture(scope="module")
 def measured(image_set):
     """All metrics that depend on weights, of an architecture, of none, of the supernet."""
-    measure = measure_all(look_up(CONFIG))
-    [architecture] = architectures.sample(NAS_BENCH_201, 1, np.random.default_rng(1))
-    masks = [architecture, ONLY_NONE, NAS_BENCH_201.initial_mask()]
+    measure = measure_all(look_up(CONFIG, space=SMALL_NAS_BENCH_201))
+    [architecture] = architectures.sample(SMALL_NAS_BENCH_201, 1, np.random.default_rng(1))
+    masks = [architecture, ONLY_NONE, SMALL_NAS_BENCH_201.initial_mask()]
     compiled = quick_jit(measure)
     key = jax.random.key(1)
     images = Images.of(image_set)
@@ -68,7 +69,7 @@ def test_every_metric_is_measured(measured):
 def test_a_metric_does_not_depend_on_what_else_is_measured(measured, image_set):
     masks, rows = measured
     config = dataclasses.replace(CONFIG, metrics="regions,naswot")
-    measure = measure_all(look_up(config))
+    measure = measure_all(look_up(config, space=SMALL_NAS_BENCH_201))
     values = quick_jit(measure)(jax.random.key(1), masks[0], Images.of(image_set))
     assert set(values) == {"regions", "naswot"}
     for name, value in values.items():
@@ -115,13 +116,13 @@ def test_a_network_without_connections(measured):
     assert nothing["zen"] == -np.inf
 
 
-@pytest.mark.parametrize("space", [NAS_BENCH_201, DARTS], ids=lambda space: space.name)
+@pytest.mark.parametrize("space", [SMALL_NAS_BENCH_201, SMALL_DARTS], ids=lambda space: space.name)
 def test_a_kernel_is_zero_where_no_image_reaches_the_output(space):
     """Which is why it is not computed there."""
     network = space.supernet(ProxySize(), NHWC)
     pruned = np.zeros(space.shape, bool)
     pruned[..., 0] = True
-    if space is NAS_BENCH_201:
+    if space is SMALL_NAS_BENCH_201:
         pruned[0, 0] = np.arange(5) == 3  # into node 1, from which nothing goes on
     dead_ends, supernet = map(jnp.asarray, (pruned, space.initial_mask()))
     x = jax.random.normal(jax.random.key(0), (3, 8, 8, 3))
@@ -171,35 +172,37 @@ def quick_rows(space, image_set, masks, **settings):
 def test_a_single_path_has_the_scores_of_the_supernet_that_keeps_it(measured, image_set):
     """In loops over edges, of which only those that are kept are computed."""
     masks, rows = measured
-    for row, single in zip(rows, quick_rows(NAS_BENCH_201, image_set, masks[:2]), strict=False):
+    singles = quick_rows(SMALL_NAS_BENCH_201, image_set, masks[:2])
+    for row, single in zip(rows, singles, strict=False):
         for name, value in single.items():
             np.testing.assert_allclose(value, row[name], rtol=2e-3, err_msg=name)
 
 
 def test_single_paths_of_darts(image_set):
-    masks = architectures.sample(DARTS, 2, np.random.default_rng(0))
-    first, second = quick_rows(DARTS, image_set, masks)
+    masks = architectures.sample(SMALL_DARTS, 2, np.random.default_rng(0))
+    first, second = quick_rows(SMALL_DARTS, image_set, masks)
     assert np.isfinite([*first.values(), *second.values()]).all()
     assert all(first[name] != second[name] for name in first)
 
 
 def test_costs_are_those_of_the_discrete_networks(measured):
     masks = np.stack(measured[0][:2])
-    parameters, flops = NAS_BENCH_201.costs(masks)
-    np.testing.assert_array_equal(METRICS["parameters"].count(NAS_BENCH_201, masks), parameters)
-    np.testing.assert_array_equal(METRICS["flops"].count(NAS_BENCH_201, masks), flops)
+    space = SMALL_NAS_BENCH_201
+    parameters, flops = space.costs(masks)
+    np.testing.assert_array_equal(METRICS["parameters"].count(space, masks), parameters)
+    np.testing.assert_array_equal(METRICS["flops"].count(space, masks), flops)
     assert parameters[1] == 73306
 
 
 SMALL = dataclasses.replace(
-    NAS_BENCH_201, name="small", operators=operators("none", "skip_connect", "nor_conv_1x1")
+    SMALL_NAS_BENCH_201, name="small", operators=operators("none", "skip_connect", "nor_conv_1x1")
 )
 OF_WEIGHTS = ("log_synflow", "plain", "l2_norm", *IN_NHWC)
 
 
 def of_weights(space, metrics, *, single_path):
     """A function of a key, a mask and `Images` that measures a row."""
-    config = dataclasses.replace(CONFIG, metrics=metrics, ntk=NTKConfig(batch_size=4))
+    config = dataclasses.replace(CONFIG, metrics=metrics, ntk=NTKConfig(batch_size=4, cells=1))
     problem = look_up(config, space=space)
     return quick_jit(partial(make_measure(problem, single_path=single_path), problem.metrics))
 
@@ -209,7 +212,7 @@ def test_metrics_of_weights_are_the_same_of_both_forms_of_a_network(image_set):
     as_supernet, as_path = (
         of_weights(SMALL, ",".join(OF_WEIGHTS), single_path=each) for each in (False, True)
     )
-    paths = [np.eye(3, dtype=bool)[[ops]] for ops in ([1, 2, 2, 1, 2, 2], [2, 0, 0, 2, 0, 0])]
+    paths = [np.eye(3, dtype=bool)[[ops]] for ops in ([1, 2, 2], [0, 2, 0])]
     rows = [as_path(key, mask, images) for mask in paths]
     for mask, row in zip(paths, rows, strict=True):
         expected = as_supernet(key, mask, images)
@@ -217,9 +220,9 @@ def test_metrics_of_weights_are_the_same_of_both_forms_of_a_network(image_set):
             np.testing.assert_allclose(value, expected[name], rtol=2e-3, atol=1e-5, err_msg=name)
             assert value != 0
     # Operators on a dead end are not in the network.
-    dead_end = as_path(key, np.eye(3, dtype=bool)[[[2, 2, 0, 2, 0, 0]]], images)
+    dead_end = as_path(key, np.eye(3, dtype=bool)[[[2, 2, 0]]], images)
     assert dead_end["l2_norm"] == rows[1]["l2_norm"] < rows[0]["l2_norm"]
-    nothing = as_path(key, np.eye(3, dtype=bool)[[[0] * 6]], images)
+    nothing = as_path(key, np.eye(3, dtype=bool)[[[0] * 3]], images)
     for name in OF_WEIGHTS:
         assert np.isnan(nothing[name]) if name == "vkdnw" else nothing[name] == 0, name
     supernet = as_supernet(key, SMALL.initial_mask(), images)
@@ -228,7 +231,7 @@ def test_metrics_of_weights_are_the_same_of_both_forms_of_a_network(image_set):
 
 
 def test_a_row_is_the_same_in_the_layout_of_a_gpu(image_set, monkeypatch):
-    masks = [SMALL.initial_mask(), np.eye(3, dtype=bool)[[[1, 2, 2, 0, 2, 0]]]]
+    masks = [SMALL.initial_mask(), np.eye(3, dtype=bool)[[[1, 2, 2]]]]
     rows = {}
     for backend in ("cpu", "gpu"):
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
@@ -256,8 +259,8 @@ def test_nothing_in_a_network_waits_for_the_host_of_a_gpu(image_set, monkeypatch
 
 
 def test_gradients_of_samples_of_a_single_path_of_darts(image_set):
-    [mask] = architectures.sample(DARTS, 1, np.random.default_rng(0))
-    measured = of_weights(DARTS, "grad_sign,fisher", single_path=True)
+    [mask] = architectures.sample(SMALL_DARTS, 1, np.random.default_rng(0))
+    measured = of_weights(SMALL_DARTS, "grad_sign,fisher", single_path=True)
     row = measured(jax.random.key(1), mask, Images.of(image_set))
     assert row["grad_sign"] == round(float(row["grad_sign"])) > 0
     assert 0 < row["fisher"] < np.inf
