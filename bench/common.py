@@ -241,6 +241,26 @@ def call(function: Callable[..., Any], *values: Any, timeout: float | None = Non
         return process.receive(timeout)
 
 
+class KernelInputs:
+    """Images and parameters of a kernel, for a dataclass with these two fields."""
+
+    batch: int
+    weights: Path
+
+    def images(self) -> Float[np.ndarray, "n 32 32 3"]:
+        """Images [n, 32, 32, 3] with normal values, like normalized images.
+
+        The seed matters: 16 images of seed 16 give a supernet an activation whose sign depends on
+        rounding, so that kernels of JAX and PyTorch differ by 6e-4 (in float64 by 7e-15).
+        """
+        shape = (self.batch, 32, 32, 3)
+        return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+    def params(self) -> dict[str, np.ndarray]:
+        """The parameters, by path in the Flax tree."""
+        return dict(np.load(self.weights))
+
+
 class Process:
     """A new Python process with a pipe to it; as a context, it is killed at the end.
 

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 from unittest import mock
 
 import jax
@@ -40,37 +40,6 @@ NO_TPU = {
 }
 
 
-class Target(Protocol):
-    """A device to compile for."""
-
-    @property
-    def name(self) -> str:
-        """Name of the product."""
-
-    @property
-    def memory(self) -> int:
-        """Memory of a device, in bytes."""
-
-    @property
-    def bandwidth(self) -> int:
-        """Memory bandwidth, in bytes per second."""
-
-    @property
-    def platform(self) -> str:
-        """JAX's name of the platform for lowering."""
-
-    @property
-    def backend(self) -> str:
-        """The value of `jax.default_backend` on it."""
-
-    @property
-    def extra(self) -> str:
-        """The extra of JAX with the compiler."""
-
-    def devices(self, count: int) -> Sequence[Any]:
-        """A number of devices to compile for."""
-
-
 @dataclass(frozen=True)
 class Tpu:
     """A TPU, by its documentation.
@@ -86,11 +55,12 @@ class Tpu:
     topology: str
     memory: int
     bandwidth: int
-    platform: ClassVar[str] = "tpu"
-    backend: ClassVar[str] = "tpu"
-    extra: ClassVar[str] = "tpu"
+    platform: ClassVar[str] = "tpu"  # for lowering
+    backend: ClassVar[str] = "tpu"  # the value of `jax.default_backend` on it
+    extra: ClassVar[str] = "tpu"  # the extra of JAX with the compiler
 
     def devices(self, count: int) -> Sequence[Any]:
+        """A number of devices to compile for."""
         for name, value in NO_TPU.items():
             os.environ.setdefault(name, value)
         four = topologies.get_topology_desc(platform="tpu", topology_name=self.topology)
@@ -129,6 +99,7 @@ class Gpu:
     extra: ClassVar[str] = "cuda13"
 
     def devices(self, count: int) -> Sequence[Any]:
+        """A number of devices to compile for."""
         topology = topologies.get_topology_desc(
             platform="cuda",
             topology_name="",
@@ -165,7 +136,7 @@ class Gpu:
 
 
 KIB, GIB = 2**10, 2**30
-TARGETS: dict[str, Target] = {
+TARGETS: dict[str, Tpu | Gpu] = {
     "h100": Gpu(
         "NVIDIA H100 SXM", (9, 0), 132, 128, 2048, 228 * KIB, 50 * KIB**2, 79 * GIB,
         3_350_000_000_000, 1.98,

@@ -18,6 +18,7 @@ import numpy as np
 
 from bench import common
 from bench.common import Contestant, Outcome, SkipError, Work
+from bench.ntk import FUNC_CHUNK
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,11 +26,10 @@ if TYPE_CHECKING:
 MODELS = ("ResNet-18, width 16", "ResNet-18", "WRN-10-2", "ViT", "MLP")
 SAMPLES_INTERACT = MODELS[:3]  # in train-mode batch normalization
 BATCHES = (8, 32)
-FUNC_CHUNK = 8  # cotangents at a time on a CPU; all at once on a GPU
 
 
 @dataclass(frozen=True)
-class Problem:
+class Problem(common.KernelInputs):
     """What all contestants compute.
 
     Args:
@@ -41,15 +41,6 @@ class Problem:
     model: str
     batch: int
     weights: Path
-
-    def images(self) -> np.ndarray:
-        """Images [n, 32, 32, 3] with normal values, like normalized images."""
-        shape = (self.batch, 32, 32, 3)
-        return np.random.default_rng(0).standard_normal(shape, np.float32)
-
-    def params(self) -> dict[str, np.ndarray]:
-        """The parameters, by path in the Flax tree."""
-        return dict(np.load(self.weights))
 
 
 def write_weights(model: str, path: Path) -> None:

@@ -31,7 +31,7 @@ NUM_CLASSES = 10
 
 
 @dataclass(frozen=True)
-class Problem:
+class Problem(common.KernelInputs):
     """The task of all contestants.
 
     Args:
@@ -45,19 +45,6 @@ class Problem:
     batch: int
     weights: Path
     original: Path | None = None
-
-    def images(self) -> np.ndarray:
-        """Images [n, 32, 32, 3] with normal values, like normalized images.
-
-        The seed matters: 16 images of seed 16 give an activation whose sign depends on rounding, so
-        that kernels of JAX and PyTorch differ by 6e-4 (in float64 by 7e-15).
-        """
-        shape = (self.batch, 32, 32, 3)
-        return np.random.default_rng(0).standard_normal(shape, np.float32)
-
-    def params(self) -> dict[str, np.ndarray]:
-        """The parameters, by path in our tree."""
-        return dict(np.load(self.weights))
 
 
 def write_weights(space: str, path: Path) -> None:

@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from tenas_jax.errors import InputError
-from tenas_jax.host.memory import memory
+from tenas_jax.host.memory import device_memory, memory
 from tenas_jax.metrics.convolutions import with_fast_convolutions
 from tenas_jax.metrics.interaction import one_sample
 from tenas_jax.metrics.model import ApplyFn, at_least_single
@@ -158,8 +158,7 @@ def default_chunk_size(n: int) -> int:
 
 def default_max_bytes() -> int:
     """The limit of a Jacobian in bytes: a quarter of the device's or the machine's memory."""
-    counters = jax.local_devices()[0].memory_stats() or {}
-    limit: int = counters.get("bytes_limit", 0)
+    limit = None if backend() == "cpu" else device_memory(jax.local_devices()[:1])
     return (limit or memory()) // 4
 
 

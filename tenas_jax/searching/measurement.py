@@ -209,9 +209,7 @@ class SupernetDraw(Draw):
     def kernel(self) -> Float[Array, "n n"]:
         """The empirical NTK of the summed logits over `x`."""
         ntk, params, x = self._problem.config.ntk, self.params, self.x
-        chunk = ntk.chunk_size  # None: `empirical_ntk` chooses for a module of the user
-        if self._has_layouts:
-            chunk = cotangents(self._problem, single_path=self._single_path)
+        chunk = cotangents(self._problem, single_path=self._single_path)
 
         def kernel() -> Array:
             return empirical_ntk(self.logits, params, x, engine=ntk.engine, chunk_size=chunk)
@@ -363,10 +361,10 @@ def cotangents(problem: Problem, *, single_path: bool) -> int:
 
     Args:
         problem: what is measured.
-        single_path: promises that every mask keeps at most one operator per edge.
+        single_path: every mask keeps at most one operator per edge.
 
     Returns:
-        `ntk.chunk_size`, or where it is None what suits the backend and the network.
+        `ntk.chunk_size`; if it is None, the default for the backend and the network.
 
     Example:
         >>> from tenas_jax.searching.config import SearchConfig
