@@ -7,7 +7,9 @@ from pathlib import Path
 
 import hypothesis
 import jax
+import jaxtyping
 import pytest
+import type_checks
 
 # `bench` is not installed. Last, so that the package under test is the installed one.
 sys.path.append(str(Path(__file__).parents[1]))
@@ -22,6 +24,13 @@ jax.config.update("jax_num_cpu_devices", 4)
 # A busy machine is no reason to fail.
 hypothesis.settings.register_profile("strict", deadline=None)
 hypothesis.settings.load_profile("strict")
+# Before anything imports the package.
+jaxtyping.jaxtyped = type_checks.first_calls
+
+
+@pytest.fixture(autouse=True)
+def _types_are_checked_in_each_test():
+    type_checks.counts.clear()
 
 
 @pytest.fixture(scope="session")
