@@ -20,12 +20,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 
 from tenas_jax.spaces import DARTS, NAS_BENCH_201
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Work = Callable[[], Float[np.ndarray, "..."]]
 """Does the work once, waits for the end, and returns the result."""
@@ -34,6 +37,7 @@ SPACES = {space.name: space for space in (NAS_BENCH_201, DARTS)}  # those of the
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "neural-tangents", "numpy", "torch", "tenas_jax")
 TOLERANCE = 1e-4
 MIB = 2.0**20
+COLUMN = 3.3  # inches
 PLATFORM = "TENAS_BENCH_PLATFORM"  # passes JAX's platform to the contestants' processes
 PREPARATION = 0.6  # fraction of the available time; the rest is for timed runs
 
@@ -576,10 +580,8 @@ def plot_lines(
 ) -> None:
     """Plot medians with their ranges on logarithmic axes, if matplotlib is installed.
 
-    Beside it is a PDF as wide as a column of a paper, 3.3 inches.
-
     Args:
-        path: path of the PNG.
+        path: path of the PNG, beside which is a PDF.
         lines: for each name the measurements at each x.
         title: title of the plot.
         x_label: label of the x axis, with the unit.
@@ -606,8 +608,16 @@ def plot_lines(
     axes.set_xticks([], minor=True)
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=150)
-    from tenas_jax.analysis.columns import fit
+    save_figure(figure, path)
 
-    fit(figure, 3.3)
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a PNG, and beside it a PDF as wide as a column of a paper."""
+    from tenas_jax.analysis.columns import fit, text_size
+
+    figure.savefig(path, dpi=150)
+    for legend in figure.legends:
+        for text in legend.get_texts():
+            text.set_fontsize(text_size(text.get_fontsize(), figure, COLUMN))
+    fit(figure, COLUMN)
     figure.savefig(path.with_suffix(".pdf"))

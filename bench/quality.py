@@ -280,7 +280,7 @@ def plot_accuracies(path: Path, results: Sequence[Mapping[str, Any]], table: Acc
     )
     axes.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
-    figure.savefig(path, dpi=150)
+    common.save_figure(figure, path)
 
 
 def correlation_rows(content: Mapping[str, Any]) -> list[list[Any]]:

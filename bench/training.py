@@ -49,22 +49,22 @@ def plot(path: Path, results: Sequence[dict[str, Any]]) -> None:
     """Loss and test accuracy by epoch."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(7, 6.5), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
     for each in results:
         epochs = [record["epoch"] for record in each["epochs"]]
         label = (
             f"{each['name']}: {each['table_accuracy']:.2f} % after 200 epochs on all of CIFAR-10"
         )
-        left.plot(epochs, [record["train_loss"] for record in each["epochs"]], marker="o")
+        upper.plot(epochs, [record["train_loss"] for record in each["epochs"]], marker="o")
         accuracies = [100 * record["test_accuracy"] for record in each["epochs"]]
-        right.plot(epochs, accuracies, marker="o", label=label)
-    left.set(xlabel="epoch", ylabel="training loss (nats)")
-    right.set(xlabel="epoch", ylabel="accuracy on held-out images, %")
-    for axes in (left, right):
+        lower.plot(epochs, accuracies, marker="o", label=label)
+    upper.set(ylabel="training loss (nats)")
+    lower.set(xlabel="epoch", ylabel="accuracy on held-out images, %")
+    for axes in (upper, lower):
         axes.grid(alpha=0.3)
-    figure.legend(*right.get_legend_handles_labels(), loc="outside upper center", frameon=False)
-    figure.savefig(path, dpi=150)
+    figure.legend(*lower.get_legend_handles_labels(), loc="outside upper center", frameon=False)
+    common.save_figure(figure, path)
 
 
 def main() -> None:
