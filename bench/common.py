@@ -618,6 +618,6 @@ def save_figure(figure: "Figure", path: Path) -> None:
     figure.savefig(path, dpi=150)
     for legend in figure.legends:
         for text in legend.get_texts():
-            text.set_fontsize(text_size(text.get_fontsize(), figure, COLUMN))
+            text.set_fontsize(text_size(float(text.get_fontsize()), figure, COLUMN))
     fit(figure, COLUMN)
     figure.savefig(path.with_suffix(".pdf"))
