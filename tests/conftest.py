@@ -33,6 +33,18 @@ def _types_are_checked_in_each_test():
     type_checks.counts.clear()
 
 
+@pytest.fixture(scope="module")
+def hardly_optimized():
+    """Compiles a module's programs, and those of processes it starts, in half the time."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.values[name]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(name.upper(), "1")
+        jax.config.update(name, True)
+        yield
+    jax.config.update(name, before)
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """The folder of reference values from the original code."""
