@@ -23,7 +23,7 @@ from tenas_jax.networks.layouts import NHWC
 from tenas_jax.networks.ops import OPS, operators
 from tenas_jax.searching import pruning
 from tenas_jax.searching.config import NTKConfig, RegionsConfig, SearchConfig
-from tenas_jax.searching.measurement import Images, initialized
+from tenas_jax.searching.measurement import Images
 from tenas_jax.searching.problem import look_up
 from tenas_jax.spaces import DARTS, NAS_BENCH_201, SPACES
 
@@ -46,6 +46,7 @@ OWN_OPERATOR = dataclasses.replace(
     operators=[*operators("none", "skip_connect"), my_nas.CELLS.operators[-1]],
 )
 ALL = [*SPACES.values(), my_nas.SPACE, OWN_OPERATOR, WITHOUT_NONE, TWO_CELLS]
+pytestmark = pytest.mark.usefixtures("hardly_optimized")
 every_space = pytest.mark.parametrize("space", ALL, ids=lambda space: space.name)
 
 
@@ -101,46 +102,46 @@ def test_pruning_ends_with_a_single_path(space, prune_number):
     space.from_string(space.to_string(state.mask))
 
 
-@pytest.fixture(scope="module", params=ALL, ids=lambda space: space.name)
-def network(request):
-    """A space, its smallest supernet, weights, images."""
-    space = request.param
-    x = jax.random.normal(jax.random.key(0), (3, 8, 8, 3))
-    mask = jnp.asarray(space.initial_mask())
-    size = ProxySize(4) if space is my_nas.SPACE else ProxySize(4, cells=1)
-    draw = quick_jit(lambda mask: initialized(space.supernet, size, jax.random.key(1), x, mask))
-    return space, space.supernet(size, NHWC), draw(mask), x
-
-
 def applied(network, params, x, mask):
     return network.apply({"params": params}, x, mask, mutable=["batch_stats"])[0]
 
 
-def test_logits_are_the_same_with_and_without_jit(network):
-    space, module, params, x = network
-    (mask,) = enumeration.sample(space, 1, rng())
-    jitted = quick_jit(lambda p, x, m: applied(module, p, x, m))
-    for kept in (mask, space.initial_mask()):
-        logits = jitted(params, x, kept)
-        assert logits.shape == (3, 4)
-        assert logits.dtype == x.dtype
-        if space in (my_nas.SPACE, WITHOUT_NONE):  # eager, others take up to half a minute
-            eager = applied(module, params, x, jnp.asarray(kept))
-            np.testing.assert_allclose(logits, eager, rtol=1e-3, atol=1e-4)
+@pytest.fixture(scope="module", params=ALL, ids=lambda space: space.name)
+def network(request):
+    """A space, its smallest supernet, weights, images."""
+    space = request.param
+    size = ProxySize(4) if space is my_nas.SPACE else ProxySize(4, cells=1)
+    module, x = space.supernet(size, NHWC), jax.random.normal(jax.random.key(0), (3, 8, 8, 3))
+    shapes = jax.eval_shape(module.init, jax.random.key(1), x, jnp.asarray(space.initial_mask()))
+    draw = rng()
+    params = jax.tree.map(
+        lambda leaf: draw.normal(0, 0.3, leaf.shape).astype(leaf.dtype), shapes["params"]
+    )
+    return space, module, params, x
 
 
-def test_gradients_and_kernels_are_finite(network):
+def test_logits_kernels_and_eager_logits(network):
+    """One program of both, which takes long to trace and to compile."""
     space, module, params, x = network
 
     @quick_jit
-    def kernel(mask):
-        return empirical_ntk(lambda p, x: applied(module, p, x, mask), params, x, chunk_size=3)
+    def logits_and_kernel(params, mask):
+        def f(params, x):
+            return applied(module, params, x, mask)
 
-    supernet = kernel(jnp.asarray(space.initial_mask()))
-    assert np.isfinite(supernet).all()
-    assert np.trace(supernet) > 0
-    for mask in enumeration.sample(space, 2, rng()):
-        assert np.isfinite(kernel(jnp.asarray(mask))).all()
+        return f(params, x), empirical_ntk(f, params, x, chunk_size=3)
+
+    (sampled,) = enumeration.sample(space, 1, rng())
+    for kept in map(jnp.asarray, (space.initial_mask(), sampled)):
+        logits, kernel = logits_and_kernel(params, kept)
+        assert logits.shape == (3, 4)
+        assert logits.dtype == x.dtype
+        assert np.isfinite(logits).all()
+        assert np.isfinite(kernel).all()
+        assert np.trace(kernel) > 0
+        if space in (my_nas.SPACE, WITHOUT_NONE):  # eager, others take up to half a minute
+            eager = applied(module, params, x, kept)
+            np.testing.assert_allclose(logits, eager, rtol=1e-3, atol=1e-4)
 
 
 def test_a_mask_of_another_shape_is_refused(network):

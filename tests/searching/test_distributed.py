@@ -17,6 +17,7 @@ from tenas_jax import cli
 from tenas_jax.cli.search import parse_search
 from tenas_jax.host.processes import HEARTBEAT_SECONDS
 
+pytestmark = pytest.mark.usefixtures("hardly_optimized")
 MAIN = "import sys; from tenas_jax.cli import main; sys.exit(main())"
 # Sends itself a signal when 9 rows are measured.
 VICTIM = """
