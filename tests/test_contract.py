@@ -131,8 +131,8 @@ def test_logits_kernels_and_eager_logits(network):
 
         return f(params, x), empirical_ntk(f, params, x, chunk_size=3)
 
-    (sampled,) = enumeration.sample(space, 1, rng())
-    for kept in map(jnp.asarray, (space.initial_mask(), sampled)):
+    for mask in (space.initial_mask(), *enumeration.sample(space, 2, rng())):
+        kept = jnp.asarray(mask)
         logits, kernel = logits_and_kernel(params, kept)
         assert logits.shape == (3, 4)
         assert logits.dtype == x.dtype
