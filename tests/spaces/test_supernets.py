@@ -1,34 +1,32 @@
 """The networks against the original's: logits, kernels, activation patterns."""
 
+from functools import cache, partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from compilation import quick_jit
 from golden_params import darts_params, nas_bench_201_params
-from smaller import SMALL_DARTS, with_edges
+from smaller import SMALL_DARTS, SMALL_NAS_BENCH_201
 
 from tenas_jax.architectures import enumeration as architectures
 from tenas_jax.architectures.cell_space import has_dead_operators
 from tenas_jax.architectures.space import ProxySize
-from tenas_jax.metrics.ntk import empirical_ntk
 from tenas_jax.networks.backends import BATCH_MINOR_ON_TPU, NHWC_ON_GPU, chunk_size
 from tenas_jax.networks.batch_minor import BATCH_MINOR
 from tenas_jax.networks.initializers import initialize, quick_key
 from tenas_jax.networks.layouts import NHWC
 from tenas_jax.networks.ops import PATTERNS, READERS
-from tenas_jax.networks.supernet import FEATURES
-from tenas_jax.spaces import DARTS, SPACES, darts, get_space
+from tenas_jax.networks.supernet import FEATURES, Cell
+from tenas_jax.spaces import DARTS, darts, get_space
 
 FILES = {"nas-bench-201": "nas201", "darts": "darts"}
 PARAMS = {"nas-bench-201": nas_bench_201_params, "darts": darts_params}
 TOLERANCES = {"float32": 1e-4, "float64": 1e-9}
-GPU, TPU = "float64 on a GPU", "float32 on a TPU"
-LAYOUTS = {"float32": BATCH_MINOR, "float64": NHWC, GPU: NHWC_ON_GPU, TPU: BATCH_MINOR_ON_TPU}
-# In NAS-Bench-201, which groups no channels, NHWC is the same on any backend; a TPU's own are the
-# average pools, which both have.
-SAME = {("nas-bench-201", GPU), ("darts", TPU)}
-CASES = [(s, name) for s in FILES for name in LAYOUTS if (s, name) not in SAME]
+LAYOUTS = {"float32": BATCH_MINOR, "float64": NHWC}
+# In the other layouts, single cells are compared below.
+CASES = [("nas-bench-201", "float32"), ("nas-bench-201", "float64"), ("darts", "float64")]
 
 
 def relative_error(actual, expected):
@@ -65,8 +63,8 @@ def read_images(folder, name, dtype):
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
 def ntk_case(request):
     """A space, a type, and the compiled logits and kernel, from gradients of some images a time."""
-    space, name = request.param
-    layout, dtype = LAYOUTS[name], name.partition(" ")[0]
+    space, dtype = request.param
+    layout = LAYOUTS[dtype]
     network = get_space(space).supernet(ProxySize(10), layout)
 
     # The plain layout takes longer to run, the others to compile.
@@ -79,8 +77,7 @@ def ntk_case(request):
             leaves = jax.tree_util.tree_leaves_with_path(gradient)
             return jnp.concatenate([g.ravel() for path, g in leaves if path[-1].key != "bias"])
 
-        chunk = len(logits) if layout is NHWC_ON_GPU else chunk_size(len(logits))
-        rows = jax.lax.map(row, jnp.arange(len(logits)), batch_size=chunk)
+        rows = jax.lax.map(row, jnp.arange(len(logits)), batch_size=chunk_size(len(logits)))
         return logits, jnp.matmul(rows, rows.T, precision="highest")
 
     with jax.enable_x64(dtype == "float64"):
@@ -137,55 +134,91 @@ def test_a_cell_after_a_reduction_halves_its_older_input(layout):
     assert logits.shape == (2, 3)
 
 
-# With two nodes instead of three, or of four in DARTS.
-SMALL_SPACES = {
-    name: SMALL_DARTS if space is DARTS else with_edges(space, 3)
-    for name, space in SPACES.items()
-    if space.has_single_paths
+# With two nodes instead of three, or of four in DARTS: a space, and the stride of its edges.
+CELLS = {
+    "nas-bench-201": (SMALL_NAS_BENCH_201, 1),
+    "darts-normal": (SMALL_DARTS, 1),
+    "darts-reduce": (SMALL_DARTS, 2),
 }
+# A cell, a layout, whether it computes what a single path keeps only, whether in loops.
+FORMS = {
+    "nas-bench-201": ("nas-bench-201", BATCH_MINOR, False, False),
+    "nas-bench-201-path": ("nas-bench-201", BATCH_MINOR, True, False),
+    "nas-bench-201-tpu": ("nas-bench-201", BATCH_MINOR_ON_TPU, False, False),
+    "darts-normal-path-nhwc": ("darts-normal", NHWC, True, True),
+    "darts-reduce": ("darts-reduce", BATCH_MINOR, False, True),
+    "darts-reduce-path": ("darts-reduce", BATCH_MINOR, True, True),
+    "darts-reduce-gpu": ("darts-reduce", NHWC_ON_GPU, False, True),
+}
+PATHS = [name for name, (_, _, single_path, _) in FORMS.items() if single_path]
 
 
-@pytest.fixture(scope="module", params=SMALL_SPACES)
-def single_path_case(request):
-    """A space, and compiled kernels of its supernet: computing all operators, or those kept."""
-    space = SMALL_SPACES[request.param]
-    mask = jnp.asarray(space.initial_mask())
-
-    def kernel(single_path):
-        size = ProxySize(cells=len(space.cell_types), single_path=single_path)
-        network = space.supernet(size, BATCH_MINOR)
-        shapes = jax.eval_shape(network.init, jax.random.key(0), images, mask)
-        params = initialize(shapes["params"], "pytorch", jax.random.key(1))
-
-        def of_mask(mask):
-            return empirical_ntk(lambda p, x: network.apply({"params": p}, x, mask), params, images)
-
-        return quick_jit(of_mask)
-
-    # Some of these kernels are singular but for rounding: in single precision that is all they say.
+@pytest.fixture(scope="module")
+def cells():
+    """Makes a function of a mask: the output and gradients of a form of a cell."""
     with jax.enable_x64(True):
-        images = jax.random.normal(jax.random.key(0), (5, 8, 8, 3), "float64")
-        yield space, kernel(False), kernel(True)
+        key = jax.random.key(0)
+
+        @cache
+        def make(name, layout, single_path, rolled):
+            space, stride = CELLS[name]
+
+            def cell(layout, **form):
+                return Cell(space, 4, layout, "pytorch", stride, **form)
+
+            module = cell(layout, single_path=single_path, rolled=rolled)
+            inputs = jax.random.normal(key, (space.input_nodes, 3, 6, 6, 4), "float64")
+            mask = jnp.asarray(space.initial_mask())[0]
+            shapes = jax.eval_shape(cell(NHWC).init, key, list(inputs), mask)
+            params = initialize(shapes["params"], "pytorch", key)
+
+            def output(mask, params, inputs):
+                images = [layout.from_nhwc(x) for x in inputs]
+                nodes = module.apply({"params": params}, images, mask)
+                read = nodes[space.input_nodes :] if space.concatenate else nodes[-1:]
+                return jnp.stack([layout.to_nhwc(y) for y in read])
+
+            @quick_jit
+            def output_and_gradients(mask):
+                y, pullback = jax.vjp(partial(output, mask), params, inputs)
+                cotangents = jax.random.normal(key, (2, *y.shape), y.dtype)
+                return y, jax.vmap(pullback)(cotangents)
+
+            return output_and_gradients
+
+        yield make
 
 
-def test_kernels_of_single_paths_are_the_supernets(single_path_case):
-    space, of_supernet, of_path = single_path_case
-    masks = architectures.sample(space, 12, np.random.default_rng(0))
+@pytest.mark.parametrize("form", FORMS)
+def test_a_cell_is_the_same_in_every_form(cells, form):
+    """As in the plain layout, with all operators of each edge, one edge after the other."""
+    name, _, single_path, _ = FORMS[form]
+    space, _ = CELLS[name]
+    masks = architectures.sample(space, 8, np.random.default_rng(0))
     dead = [has_dead_operators(space, mask) for mask in masks]
     assert any(dead) or space.concatenate  # all nodes are part of the output then
     assert not all(dead)
+    if not single_path:
+        masks = [left | right for left, right in zip(masks[:4], masks[4:], strict=True)]
+    plain, other = cells(name, NHWC, False, False), cells(*FORMS[form])
     for mask in masks:
-        actual, expected = of_path(mask), of_supernet(mask)
-        assert np.linalg.norm(actual - expected) <= 1e-5 * np.linalg.norm(expected)
+        expected = plain(mask[0])
+        scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
+        jax.tree.map(
+            partial(np.testing.assert_allclose, rtol=0, atol=1e-10 * max(scale, 1)),
+            other(mask[0]),
+            expected,
+        )
 
 
-def test_single_paths_depend_on_every_operator(single_path_case):
-    space, _, of_path = single_path_case
-    masks = np.zeros((len(space.ops), *space.shape), bool)
+@pytest.mark.parametrize("form", PATHS)
+def test_single_paths_depend_on_every_operator(cells, form):
+    space, _ = CELLS[FORMS[form][0]]
+    masks = np.zeros((len(space.ops), *space.shape[1:]), bool)
     for i, mask in enumerate(masks):
-        mask[:, :, i] = True
-    kernels = {np.asarray(of_path(mask)).tobytes() for mask in masks}
-    assert len(kernels) == len(space.ops)
+        mask[:, i] = True
+    outputs = {np.asarray(cells(*FORMS[form])(mask)[0]).tobytes() for mask in masks}
+    assert len(outputs) == len(space.ops)
 
 
 @pytest.mark.parametrize("single_path", [False, True], ids=["supernet", "single_path"])
@@ -208,23 +241,3 @@ def test_edges_in_loops_are_the_edges_one_by_one(single_path):
     assert len(jax.tree.leaves(sown[FEATURES])) == 2
     patterns, readers = (jax.tree.leaves(sown[name]) for name in (PATTERNS, READERS))
     assert [leaf.shape[1] for leaf in patterns] == [len(leaf) for leaf in readers]
-
-
-def test_gradients_of_single_paths_in_loops_are_the_supernets():
-    images = jax.random.normal(jax.random.key(0), (3, 8, 8, 3))
-    [mask] = jnp.asarray(architectures.sample(DARTS, 1, np.random.default_rng(0)))
-    networks = [
-        DARTS.supernet(ProxySize(cells=2, single_path=path), NHWC) for path in (True, False)
-    ]
-
-    @quick_jit
-    def gradients():
-        params = networks[0].init(quick_key(jax.random.key(1)), images, mask)["params"]
-
-        def loss(params, network):
-            return jnp.sin(network.apply({"params": params}, images, mask)).sum()
-
-        return [jax.grad(loss)(params, network) for network in networks]
-
-    for path, whole in zip(*map(jax.tree.leaves, gradients()), strict=True):
-        np.testing.assert_allclose(path, whole, atol=1e-4 * max(1, np.abs(whole).max()))
