@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from compilation import quick_jit
 from measuring import measure_all
-from smaller import SMALL_DARTS, SMALL_NAS_BENCH_201
+from smaller import SMALL_DARTS, SMALL_NAS_BENCH_201, with_edges
 
 from tenas_jax.architectures import enumeration as architectures
 from tenas_jax.architectures.space import ProxySize
@@ -30,17 +30,24 @@ from tenas_jax.searching.problem import look_up
 from tenas_jax.searching.scorer import make_scorer
 from tenas_jax.spaces import NAS_BENCH_201
 
-# Of a network in NHWC, which takes as long to compile as all others: of a small space below.
-IN_NHWC = ("grasp", "grad_sign", "fisher", "vkdnw")
 CONFIG = SearchConfig(
     images=16,
     image_size=8,
     padding=1,
-    metrics=",".join(name for name in METRICS if name not in IN_NHWC),
+    metrics=",".join(METRICS),
     ntk=NTKConfig(batch_size=6),
     regions=RegionsConfig(batch_size=20, batches=2),
 )
-ONLY_NONE = np.tile(np.arange(5) == 0, (1, 3, 1))
+# Fewer operators, which compile sooner.
+SMALL = dataclasses.replace(
+    SMALL_NAS_BENCH_201, name="small", operators=operators("none", "skip_connect", "nor_conv_1x1")
+)
+SMALL_DARTS_OF_FEW = dataclasses.replace(
+    SMALL_DARTS, operators=operators("none", "skip_connect", "sep_conv_3x3")
+)
+# An architecture, one that is a single operator, one without operators, the supernet.
+MASKS = [np.eye(3, dtype=bool)[[kept]] for kept in ([1, 2, 2], [0, 2, 0], [0, 0, 0])]
+MASKS.append(SMALL.initial_mask())
 
 
 @pytest.fixture(scope="module")
@@ -51,29 +58,31 @@ def image_set():
 
 @pytest.fixture(scope="module")
 def measured(image_set):
-    """All metrics that depend on weights, of an architecture, of none, of the supernet."""
-    measure = measure_all(look_up(CONFIG, space=SMALL_NAS_BENCH_201))
-    [architecture] = architectures.sample(SMALL_NAS_BENCH_201, 1, np.random.default_rng(1))
-    masks = [architecture, ONLY_NONE, SMALL_NAS_BENCH_201.initial_mask()]
-    compiled = quick_jit(measure)
-    key = jax.random.key(1)
+    """All metrics that depend on weights, of each mask."""
+    compiled = quick_jit(measure_all(look_up(CONFIG, space=SMALL)))
     images = Images.of(image_set)
-    return masks, [jax.device_get(compiled(key, mask, images)) for mask in masks]
+    return [jax.device_get(compiled(jax.random.key(1), mask, images)) for mask in MASKS]
 
 
 def test_every_metric_is_measured(measured):
-    _, rows = measured
-    assert {*rows[0], *IN_NHWC, "parameters", "flops"} == set(METRICS)
+    assert {*measured[0], "parameters", "flops"} == set(METRICS)
+
+
+def quick_measure(space, image_set, metrics, *, single_path):
+    """A function of a mask that measures a row, as `tenas score` does."""
+    config = dataclasses.replace(CONFIG, metrics=",".join(metrics))
+    problem = look_up(config, space=space)
+    measure = make_measure(problem, single_path=single_path)
+    compiled = quick_jit(partial(measure, problem.metrics))
+    images = Images.of(image_set)
+    return lambda mask: jax.device_get(compiled(jax.random.key(1), mask, images))
 
 
 def test_a_metric_does_not_depend_on_what_else_is_measured(measured, image_set):
-    masks, rows = measured
-    config = dataclasses.replace(CONFIG, metrics="regions,naswot")
-    measure = measure_all(look_up(config, space=SMALL_NAS_BENCH_201))
-    values = quick_jit(measure)(jax.random.key(1), masks[0], Images.of(image_set))
+    values = quick_measure(SMALL, image_set, ("regions", "naswot"), single_path=False)(MASKS[0])
     assert set(values) == {"regions", "naswot"}
     for name, value in values.items():
-        np.testing.assert_allclose(value, rows[0][name], rtol=2e-4, err_msg=name)
+        np.testing.assert_allclose(value, measured[0][name], rtol=2e-4, err_msg=name)
 
 
 def test_labels_of_ones_own_are_those_of_the_images_of_a_draw(image_set):
@@ -100,8 +109,7 @@ def test_labels_of_ones_own_are_those_of_the_images_of_a_draw(image_set):
 
 
 def test_a_network_without_connections(measured):
-    _, rows = measured
-    nothing = rows[1]
+    nothing = measured[2]
     assert nothing["kappa"] == np.inf
     assert nothing["regions"] == 1
     assert nothing["ntk_trace"] == 0
@@ -137,8 +145,7 @@ def test_a_kernel_is_zero_where_no_image_reaches_the_output(space):
 
 
 def test_a_connected_network_has_finite_positive_scores(measured):
-    _, rows = measured
-    for row in (rows[0], rows[2]):
+    for row in (measured[0], measured[3]):
         assert all(np.isfinite(list(row.values())))
         assert row["ntk_trace"] == pytest.approx(6 * row["ntk_mean_eigenvalue"], rel=1e-5)
         assert row["kappa"] > 1
@@ -157,86 +164,54 @@ JACOBIANS_AND_FEATURES = [
     for name, metric in METRICS.items()
     if metric.shares in ("input_jacobian", "features") or name in ("az_trainability", "zen")
 ]
-
-
-def quick_rows(space, image_set, masks, **settings):
-    """The metrics of input Jacobians and features of single paths, as `tenas score` has them."""
-    config = dataclasses.replace(CONFIG, metrics=",".join(JACOBIANS_AND_FEATURES), **settings)
-    problem = look_up(config, space=space)
-    measure = make_measure(problem, single_path=True)
-    compiled = quick_jit(partial(measure, problem.metrics))
-    images = Images.of(image_set)
-    return [jax.device_get(compiled(jax.random.key(1), mask, images)) for mask in masks]
+OF_WEIGHTS = ("log_synflow", "plain", "l2_norm", "grasp", "grad_sign", "fisher", "vkdnw")
 
 
 def test_a_single_path_has_the_scores_of_the_supernet_that_keeps_it(measured, image_set):
     """In loops over edges, of which only those that are kept are computed."""
-    masks, rows = measured
-    singles = quick_rows(SMALL_NAS_BENCH_201, image_set, masks[:2])
-    for row, single in zip(rows, singles, strict=False):
-        for name, value in single.items():
-            np.testing.assert_allclose(value, row[name], rtol=2e-3, err_msg=name)
+    metrics = (*JACOBIANS_AND_FEATURES, *OF_WEIGHTS)
+    of_path = quick_measure(SMALL, image_set, metrics, single_path=True)
+    rows = [of_path(mask) for mask in MASKS[:3]]
+    for expected, row in zip(measured, rows, strict=False):
+        assert set(row) == set(metrics)
+        for name, value in row.items():
+            np.testing.assert_allclose(value, expected[name], rtol=2e-3, atol=1e-5, err_msg=name)
+    for row in rows[:2]:
+        assert all(row[name] != 0 for name in OF_WEIGHTS)
+    for name in OF_WEIGHTS:
+        assert np.isnan(rows[2][name]) if name == "vkdnw" else rows[2][name] == 0, name
+    # Operators on a dead end are not in the network.
+    dead_end = of_path(np.eye(3, dtype=bool)[[[2, 2, 0]]])
+    assert dead_end["l2_norm"] == rows[1]["l2_norm"] < rows[0]["l2_norm"] < measured[3]["l2_norm"]
 
 
 def test_single_paths_of_darts(image_set):
-    masks = architectures.sample(SMALL_DARTS, 2, np.random.default_rng(0))
-    first, second = quick_rows(SMALL_DARTS, image_set, masks)
+    masks = architectures.sample(SMALL_DARTS_OF_FEW, 2, np.random.default_rng(0))
+    metrics = (*JACOBIANS_AND_FEATURES, "grad_sign", "fisher")
+    first, second = map(
+        quick_measure(SMALL_DARTS_OF_FEW, image_set, metrics, single_path=True), masks
+    )
     assert np.isfinite([*first.values(), *second.values()]).all()
     assert all(first[name] != second[name] for name in first)
+    assert first["grad_sign"] == round(float(first["grad_sign"])) > 0
+    assert first["fisher"] > 0
 
 
-def test_costs_are_those_of_the_discrete_networks(measured):
-    masks = np.stack(measured[0][:2])
-    space = SMALL_NAS_BENCH_201
+def test_costs_are_those_of_the_discrete_networks():
+    space, only_none = SMALL_NAS_BENCH_201, np.tile(np.arange(5) == 0, (1, 3, 1))
+    masks = np.stack([*architectures.sample(space, 1, np.random.default_rng(1)), only_none])
     parameters, flops = space.costs(masks)
     np.testing.assert_array_equal(METRICS["parameters"].count(space, masks), parameters)
     np.testing.assert_array_equal(METRICS["flops"].count(space, masks), flops)
     assert parameters[1] == 73306
 
 
-SMALL = dataclasses.replace(
-    SMALL_NAS_BENCH_201, name="small", operators=operators("none", "skip_connect", "nor_conv_1x1")
-)
-OF_WEIGHTS = ("log_synflow", "plain", "l2_norm", *IN_NHWC)
-
-
-def of_weights(space, metrics, *, single_path):
-    """A function of a key, a mask and `Images` that measures a row."""
-    config = dataclasses.replace(CONFIG, metrics=metrics, ntk=NTKConfig(batch_size=4, cells=1))
-    problem = look_up(config, space=space)
-    return quick_jit(partial(make_measure(problem, single_path=single_path), problem.metrics))
-
-
-def test_metrics_of_weights_are_the_same_of_both_forms_of_a_network(image_set):
-    key, images = jax.random.key(1), Images.of(image_set)
-    as_supernet, as_path = (
-        of_weights(SMALL, ",".join(OF_WEIGHTS), single_path=each) for each in (False, True)
-    )
-    paths = [np.eye(3, dtype=bool)[[ops]] for ops in ([1, 2, 2], [0, 2, 0])]
-    rows = [as_path(key, mask, images) for mask in paths]
-    for mask, row in zip(paths, rows, strict=True):
-        expected = as_supernet(key, mask, images)
-        for name, value in row.items():
-            np.testing.assert_allclose(value, expected[name], rtol=2e-3, atol=1e-5, err_msg=name)
-            assert value != 0
-    # Operators on a dead end are not in the network.
-    dead_end = as_path(key, np.eye(3, dtype=bool)[[[2, 2, 0]]], images)
-    assert dead_end["l2_norm"] == rows[1]["l2_norm"] < rows[0]["l2_norm"]
-    nothing = as_path(key, np.eye(3, dtype=bool)[[[0] * 3]], images)
-    for name in OF_WEIGHTS:
-        assert np.isnan(nothing[name]) if name == "vkdnw" else nothing[name] == 0, name
-    supernet = as_supernet(key, SMALL.initial_mask(), images)
-    assert all(np.isfinite(list(supernet.values())))
-    assert supernet["l2_norm"] > max(row["l2_norm"] for row in rows)
-
-
 def test_a_row_is_the_same_in_the_layout_of_a_gpu(image_set, monkeypatch):
-    masks = [SMALL.initial_mask(), np.eye(3, dtype=bool)[[[1, 2, 2]]]]
     rows = {}
     for backend in ("cpu", "gpu"):
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
-        measure = of_weights(SMALL, "kappa,regions", single_path=False)
-        rows[backend] = [measure(jax.random.key(1), mask, Images.of(image_set)) for mask in masks]
+        measure = quick_measure(SMALL, image_set, ("kappa", "regions"), single_path=False)
+        rows[backend] = [measure(mask) for mask in (MASKS[0], MASKS[3])]
     for actual, expected in zip(rows["gpu"], rows["cpu"], strict=True):
         np.testing.assert_allclose(actual["kappa"], expected["kappa"], rtol=1e-3)
         assert actual["regions"] == expected["regions"] > 1
@@ -244,7 +219,8 @@ def test_a_row_is_the_same_in_the_layout_of_a_gpu(image_set, monkeypatch):
 
 def test_nothing_in_a_network_waits_for_the_host_of_a_gpu(image_set, monkeypatch):
     """Of a row all or nothing is measured, and all or nothing of its kernel."""
-    problem = look_up(dataclasses.replace(CONFIG, metrics="kappa,regions"), space=SMALL)
+    config = dataclasses.replace(CONFIG, metrics="kappa,regions")
+    problem = look_up(config, space=with_edges(SMALL, 1))
 
     def texts(backend, *, single_path):
         monkeypatch.setattr(jax, "default_backend", lambda: backend)
@@ -256,11 +232,3 @@ def test_nothing_in_a_network_waits_for_the_host_of_a_gpu(image_set, monkeypatch
     assert texts("gpu", single_path=True) == [regions, kappa]
     for single_path in (False, True):
         assert texts("cpu", single_path=single_path)[1].count("stablehlo.case") > 2
-
-
-def test_gradients_of_samples_of_a_single_path_of_darts(image_set):
-    [mask] = architectures.sample(SMALL_DARTS, 1, np.random.default_rng(0))
-    measured = of_weights(SMALL_DARTS, "grad_sign,fisher", single_path=True)
-    row = measured(jax.random.key(1), mask, Images.of(image_set))
-    assert row["grad_sign"] == round(float(row["grad_sign"])) > 0
-    assert 0 < row["fisher"] < np.inf

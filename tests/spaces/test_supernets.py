@@ -153,44 +153,44 @@ FORMS = {
 PATHS = [name for name, (_, _, single_path, _) in FORMS.items() if single_path]
 
 
-@pytest.fixture(scope="module")
-def cells():
-    """Makes a function of a mask: the output and gradients of a form of a cell."""
+@cache
+def compiled_cell(name, layout, single_path, rolled):
+    """The output and gradients of a form of a cell, as a function of a mask."""
+    space, stride = CELLS[name]
+
+    def cell(layout, **form):
+        return Cell(space, 4, layout, "pytorch", stride, **form)
+
+    module, key = cell(layout, single_path=single_path, rolled=rolled), jax.random.key(0)
+    inputs = jax.random.normal(key, (space.input_nodes, 3, 6, 6, 4), "float64")
+    mask = jnp.asarray(space.initial_mask())[0]
+    shapes = jax.eval_shape(cell(NHWC).init, key, list(inputs), mask)
+    params = initialize(shapes["params"], "pytorch", key)
+
+    def output(mask, params, inputs):
+        images = [layout.from_nhwc(x) for x in inputs]
+        nodes = module.apply({"params": params}, images, mask)
+        read = nodes[space.input_nodes :] if space.concatenate else nodes[-1:]
+        return jnp.stack([layout.to_nhwc(y) for y in read])
+
+    @quick_jit
+    def output_and_gradients(mask):
+        y, pullback = jax.vjp(partial(output, mask), params, inputs)
+        cotangents = jax.random.normal(key, (2, *y.shape), y.dtype)
+        return y, jax.vmap(pullback)(cotangents)
+
+    return output_and_gradients
+
+
+@pytest.fixture
+def double():
     with jax.enable_x64(True):
-        key = jax.random.key(0)
-
-        @cache
-        def make(name, layout, single_path, rolled):
-            space, stride = CELLS[name]
-
-            def cell(layout, **form):
-                return Cell(space, 4, layout, "pytorch", stride, **form)
-
-            module = cell(layout, single_path=single_path, rolled=rolled)
-            inputs = jax.random.normal(key, (space.input_nodes, 3, 6, 6, 4), "float64")
-            mask = jnp.asarray(space.initial_mask())[0]
-            shapes = jax.eval_shape(cell(NHWC).init, key, list(inputs), mask)
-            params = initialize(shapes["params"], "pytorch", key)
-
-            def output(mask, params, inputs):
-                images = [layout.from_nhwc(x) for x in inputs]
-                nodes = module.apply({"params": params}, images, mask)
-                read = nodes[space.input_nodes :] if space.concatenate else nodes[-1:]
-                return jnp.stack([layout.to_nhwc(y) for y in read])
-
-            @quick_jit
-            def output_and_gradients(mask):
-                y, pullback = jax.vjp(partial(output, mask), params, inputs)
-                cotangents = jax.random.normal(key, (2, *y.shape), y.dtype)
-                return y, jax.vmap(pullback)(cotangents)
-
-            return output_and_gradients
-
-        yield make
+        yield
 
 
+@pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("form", FORMS)
-def test_a_cell_is_the_same_in_every_form(cells, form):
+def test_a_cell_is_the_same_in_every_form(form):
     """As in the plain layout, with all operators of each edge, one edge after the other."""
     name, _, single_path, _ = FORMS[form]
     space, _ = CELLS[name]
@@ -200,7 +200,7 @@ def test_a_cell_is_the_same_in_every_form(cells, form):
     assert not all(dead)
     if not single_path:
         masks = [left | right for left, right in zip(masks[:4], masks[4:], strict=True)]
-    plain, other = cells(name, NHWC, False, False), cells(*FORMS[form])
+    plain, other = compiled_cell(name, NHWC, False, False), compiled_cell(*FORMS[form])
     for mask in masks:
         expected = plain(mask[0])
         scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
@@ -211,13 +211,14 @@ def test_a_cell_is_the_same_in_every_form(cells, form):
         )
 
 
+@pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("form", PATHS)
-def test_single_paths_depend_on_every_operator(cells, form):
+def test_single_paths_depend_on_every_operator(form):
     space, _ = CELLS[FORMS[form][0]]
     masks = np.zeros((len(space.ops), *space.shape[1:]), bool)
     for i, mask in enumerate(masks):
         mask[:, i] = True
-    outputs = {np.asarray(cells(*FORMS[form])(mask)[0]).tobytes() for mask in masks}
+    outputs = {np.asarray(compiled_cell(*FORMS[form])(mask)[0]).tobytes() for mask in masks}
     assert len(outputs) == len(space.ops)
 
 
