@@ -12,6 +12,7 @@ from compilation import QUICK, quick_jit
 from jax import export
 from measuring import measure_all
 from smaller import SMALL_NAS_BENCH_201 as SPACE
+from smaller import with_edges
 
 from tenas_jax.architectures import enumeration as architectures
 from tenas_jax.architectures.space import ProxySize
@@ -35,6 +36,13 @@ CONFIG = SearchConfig(
 )
 
 PROBLEM = look_up(CONFIG, space=SPACE)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "compiler_options", lambda _: QUICK)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -127,9 +135,8 @@ def test_sizes_alone_need_no_measurement(image_set):
     np.testing.assert_array_equal(scorer(keys, masks), expected)
 
 
-def test_architectures_are_measured_as_supernets_are(traced, image_set, monkeypatch):
+def test_architectures_are_measured_as_supernets_are(traced, image_set):
     """Several rows on each device, only what they keep computed; also if they fill no batch."""
-    monkeypatch.setattr(scoring, "compiler_options", lambda _: QUICK)
     supernets, _ = traced
     paths = make_scorer(PROBLEM, image_set, jax.devices()[:2], single_path=True)
     paths.compile()
@@ -192,8 +199,9 @@ def test_rows_with_one_key_share_weights():
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_a_row_lowers_for_accelerators(platform, image_set):
-    row = jax.jit(measure_all(PROBLEM))
-    arguments = (jax.random.key(0), SPACE.initial_mask(), Images.of(image_set))
+    space = with_edges(SPACE, 1)
+    row = jax.jit(measure_all(look_up(CONFIG, space=space)))
+    arguments = (jax.random.key(0), space.initial_mask(), Images.of(image_set))
     exported = export.export(row, platforms=[platform])(*arguments)
     assert exported.platforms == (platform,)
 
