@@ -150,6 +150,7 @@ FORMS = {
     "darts-reduce-path": ("darts-reduce", BATCH_MINOR, True, True),
     "darts-reduce-gpu": ("darts-reduce", NHWC_ON_GPU, False, True),
 }
+CHANNELS = 12  # of two edges more than those up to which NHWC fuses convolutions
 PATHS = [name for name, (_, _, single_path, _) in FORMS.items() if single_path]
 
 
@@ -159,10 +160,10 @@ def compiled_cell(name, layout, single_path, rolled):
     space, stride = CELLS[name]
 
     def cell(layout, **form):
-        return Cell(space, 4, layout, "pytorch", stride, **form)
+        return Cell(space, CHANNELS, layout, "pytorch", stride, **form)
 
     module, key = cell(layout, single_path=single_path, rolled=rolled), jax.random.key(0)
-    inputs = jax.random.normal(key, (space.input_nodes, 3, 6, 6, 4), "float64")
+    inputs = jax.random.normal(key, (space.input_nodes, 3, 6, 6, CHANNELS), "float64")
     mask = jnp.asarray(space.initial_mask())[0]
     shapes = jax.eval_shape(cell(NHWC).init, key, list(inputs), mask)
     params = initialize(shapes["params"], "pytorch", key)
