@@ -19,6 +19,11 @@ _package = Path(importlib.util.find_spec("tenas_jax").origin).parents[1]
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(_package), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
+# Most programs of tests, and of processes they start, run a few times: compiled in half the time.
+_flags = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+if jax.__version_info__ < (0, 11):  # later ones do not have the other emitters
+    _flags += ["--xla_cpu_use_fusion_emitters=false"]
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_flags])
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 4)
 # A busy machine is no reason to fail.
@@ -31,18 +36,6 @@ jaxtyping.jaxtyped = type_checks.first_calls
 @pytest.fixture(autouse=True)
 def _types_are_checked_in_each_test():
     type_checks.counts.clear()
-
-
-@pytest.fixture(scope="module")
-def hardly_optimized():
-    """Compiles a module's programs, and those of processes it starts, in half the time."""
-    name = "jax_disable_most_optimizations"
-    before = jax.config.values[name]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(name.upper(), "1")
-        jax.config.update(name, True)
-        yield
-    jax.config.update(name, before)
 
 
 @pytest.fixture(scope="session")

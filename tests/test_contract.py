@@ -46,7 +46,6 @@ OWN_OPERATOR = dataclasses.replace(
     operators=[*operators("none", "skip_connect"), my_nas.CELLS.operators[-1]],
 )
 ALL = [*SPACES.values(), my_nas.SPACE, OWN_OPERATOR, WITHOUT_NONE, TWO_CELLS]
-pytestmark = pytest.mark.usefixtures("hardly_optimized")
 every_space = pytest.mark.parametrize("space", ALL, ids=lambda space: space.name)
 
 

@@ -14,7 +14,6 @@ import pytest
 
 from tenas_jax import cli
 
-pytestmark = pytest.mark.usefixtures("hardly_optimized")
 ROOT = Path(__file__).parents[1]
 SMALL = shlex.split(
     "--images 16 --image-size 8 --padding 1 --ntk.batch-size 4 --ntk.channels 2 --repeats 1 "

@@ -12,7 +12,6 @@ from tenas_jax.metrics import ntk_condition_number
 from tenas_jax.metrics.jacobian import Rows, products
 from tenas_jax.metrics.ntk import REDUCTIONS, empirical_ntk
 
-pytestmark = pytest.mark.usefixtures("hardly_optimized")
 WEIGHTS = 4 * 5 + 5 * 3
 
 

@@ -17,7 +17,6 @@ from tenas_jax import cli
 from tenas_jax.cli.search import parse_search
 from tenas_jax.host.processes import HEARTBEAT_SECONDS
 
-pytestmark = pytest.mark.usefixtures("hardly_optimized")
 MAIN = "import sys; from tenas_jax.cli import main; sys.exit(main())"
 # Sends itself a signal when 9 rows are measured.
 VICTIM = """
@@ -37,7 +36,7 @@ sys.exit(cli.main())
 TINY = shlex.split(
     "search --devices 2 --images 16 --image-size 8 --padding 1 --repeats 3 "
     "--ntk.batch-size 4 --regions.batch-size 20 --regions.batches 1 "
-    "--space smaller:SMALL_NAS_BENCH_201"
+    "--space smaller:SMALL_NAS_BENCH_201 --metrics regions,naswot"  # quick to compile
 )
 LOST = (
     "tenas: another process of this search has ended: see what it said, then start all of them "

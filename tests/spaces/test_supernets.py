@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compilation import quick_jit
+from compilation import optimized_jit, quick_jit
 from golden_params import darts_params, nas_bench_201_params
 from smaller import SMALL_DARTS, SMALL_NAS_BENCH_201
 
@@ -68,7 +68,7 @@ def ntk_case(request):
     network = get_space(space).supernet(ProxySize(10), layout)
 
     # The plain layout takes longer to run, the others to compile.
-    @(jax.jit if layout is NHWC else quick_jit)
+    @(optimized_jit if layout is NHWC else quick_jit)
     def logits_and_kernel(params, images, mask):
         logits, vjp = jax.vjp(lambda p: network.apply({"params": p}, images, mask), params)
 
