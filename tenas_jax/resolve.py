@@ -96,7 +96,7 @@ def sources_of(names: Iterable[str]) -> dict[str, str] | None:
 
 
 def located(error: BaseException) -> str:
-    """An exception in one line: its type, its message, and the line of the user's code.
+    """An exception in one line: its type, its message, and the line of the user's code, if any.
 
     Example:
         >>> try:
@@ -106,7 +106,7 @@ def located(error: BaseException) -> str:
         "KeyError: 'kernel' (<doctest tenas_jax.resolve.located[0]>, line 2)"
     """
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not is_library(frame.filename)] or frames[-1:]
+    own = [frame for frame in frames if not is_library(frame.filename)]
     where = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
     return f"{type(error).__name__}: {first_line(error)}{where}"
 

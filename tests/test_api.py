@@ -246,6 +246,10 @@ def measured(images, metric, space=my_nas.SPACE):
         (Metric("nothing", +1, lambda draw: None), "returns None: it must return one real number"),
         (Metric("complex", +1, lambda draw: 1j * draw.x.sum()), "returns complex64"),
         (Metric("fails", +1, lambda draw: {}["x"]), r"KeyError: 'x' \(test_api.py, line"),
+        (
+            Metric("without", +1, lambda: 0),
+            "TypeError: .* takes 0 positional arguments but 1",
+        ),
         (Metric("regions2", +1, lambda draw: draw.region_patterns), "has no region network"),
     ],
     ids=lambda value: getattr(value, "name", ""),
@@ -253,6 +257,18 @@ def measured(images, metric, space=my_nas.SPACE):
 def test_metrics_that_are_no_number_are_one_line(images, metric, fault):
     with pytest.raises(InputError, match=fault):
         measured(images, metric)
+
+
+def test_a_module_that_takes_no_mask_is_refused_in_a_line(images):
+    class Module(my_nas.nn.Module):
+        num_classes: int
+
+        def __call__(self, images):
+            return images
+
+    space = tenas_jax.ChoiceSpace("mine", {"a": ("x", "y")}, Module)
+    with pytest.raises(InputError, match="takes 2 positional arguments but 3 were given"):
+        measured(images, Metric("mine", +1, lambda draw: draw.params), space)
 
 
 def module(f):

@@ -81,6 +81,7 @@ class Progress(NamedTuple):
     done: int
     total: int
     seconds_left: float | None
+    """None: not known, as before the last of several programs."""
     compiling: tuple[str, ...] = ()
     """The metrics whose program is being compiled."""
 
@@ -298,24 +299,22 @@ def run_strategy(
         each.plan.update(plan)
     key = random_key(settings["config"]["seed"])
     measurements: list[list[float]] = []
-    replayed = 0
     compiled: list[Scorer] = []
-    measure_seconds = 0.0
+    measured, seconds = [0] * len(scorers), [0.0] * len(scorers)  # by this process
 
     def perform(work: Work) -> Float[np.ndarray, "row metric"]:
-        nonlocal replayed, measure_seconds
         before, scorer = len(measurements), scorers[work.part]
         metrics = scorer.metrics
 
         def report(compiling: tuple[str, ...] = ()) -> None:
             total, done = before + len(work.rows) + work.later, len(measurements)
-            new = done - replayed
-            left = measure_seconds / new * (total - done) if new else None
+            left = None  # how long another scorer takes is not known before it begins
+            if work.part == len(scorers) - 1 and measured[work.part]:
+                left = seconds[work.part] / measured[work.part] * (total - done)
             progress(Progress(work.round, work.rounds, done, total, left, compiling))
 
         taken = trace.take([row.identity for row in work.rows], metrics)
         measurements.extend(taken)
-        replayed += len(taken)
         if scorer not in compiled and len(taken) < len(work.rows):
             if names := tuple(metric.name for metric in metrics if metric.count is None):
                 report(names)
@@ -331,7 +330,8 @@ def run_strategy(
                 write_plan(workdir, plan)
             trace.append([row.identity for row in batch], metrics, values)
             measurements.extend(values.tolist())
-            measure_seconds += time.perf_counter() - started
+            measured[work.part] += len(batch)
+            seconds[work.part] += time.perf_counter() - started
             report()
             started = time.perf_counter()
         return np.array(measurements[before:])
@@ -339,7 +339,7 @@ def run_strategy(
     outcome = _drive(strategy, perform, trace.note)
     trace.require_end()
     nonfinite = sum(not np.isfinite(row).all() for row in measurements)
-    return Run(outcome, nonfinite, measure_seconds)
+    return Run(outcome, nonfinite, sum(seconds))
 
 
 def search_settings(problem: Problem, preset: str, data_fingerprint: str) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def _measured(metric: Metric, draw: "SupernetDraw") -> Array:
         raise
     except Exception as error:
         files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-        if all(map(is_library, files)):
+        if draw.is_built_in and all(map(is_library, files)):
             raise
         raise InputError(f"metric {metric.name} of {draw.name}: {located(error)}") from error
     number = isinstance(value, (int, float, np.number, np.bool, np.ndarray, jax.Array))
@@ -170,6 +170,11 @@ class SupernetDraw(Draw):
         super().__init__(self._logits, None, None, key=jax.random.fold_in(key, 1 << 16), mask=mask)
         self._problem, self._single_path, self._images = problem, single_path, images
         self._network_key, self._regions_key = jax.random.split(key)
+
+    @property
+    def is_built_in(self) -> bool:
+        """Whether the space and the metrics are those of this library."""
+        return self._problem.is_named and self._problem.sources == {}
 
     @property
     def name(self) -> str:

@@ -372,9 +372,13 @@ def test_scores_are_measured_by_one_scorer_after_the_other(tmp_path):
     assert [part.compiled for part in parts] == [0, 1]
     assert [each.compiling for each in seen if each.compiling] == [("regions",)]
     assert seen[-1][:4] == (1, 2, 20, 20)
-    scores(tmp_path / "c", [Part(0), Part(1)])
+    seen.clear()
+    scores(tmp_path / "c", [Part(0), Part(1)], progress=seen.append)
     files = [(tmp_path / name / "trace.jsonl").read_bytes() for name in "bc"]
     assert files[0] == files[1]
+    left = {round: [each.seconds_left for each in seen if each.round == round] for round in (0, 1)}
+    assert set(left[0]) == {None}  # the second one may be slower
+    assert left[1][-1] == 0
 
 
 TINY = dataclasses.replace(
