@@ -409,8 +409,10 @@ def draw_architecture(
         drawn = _choices(space, mask, figure)
     else:
         drawn = _cells(space, mask, figure, WIDE)
-        if enlargement(OPERATOR, drawn, width) > 1:
-            drawn = _cells(space, mask, figure, NARROW)
+        if width is not None and enlargement(OPERATOR, drawn, width) > 1:
+            per_node = width / (_output_node(space) + 1)
+            style = NARROW._replace(lowest_label=TWO_LINES / per_node)
+            drawn = _cells(space, mask, figure, style)
     if width is not None:
         fit(drawn, width)
     return drawn
@@ -450,6 +452,7 @@ class CellStyle(NamedTuple):
 
 
 WIDE, NARROW = CellStyle(0.2, 0.08, 0.2, False), CellStyle(0.5, 0.4, 0.28, True)
+TWO_LINES = 0.19  # inches from a straight arrow to the center of its label
 
 
 def _cells(space: CellSpace, mask: Mask, figure: NewFigure, style: CellStyle) -> Figure:
