@@ -115,7 +115,7 @@ class PageScorer(HashScorer):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """What pages take for granted: labeled images, accuracies of what is sampled, `my_nas.py`.
+    """What pages take for granted: labeled images, accuracies of what is sampled.
 
     The accuracies as an archive, too, from which a page makes the table.
     """
@@ -128,7 +128,6 @@ def files(tmp_path_factory):
     table = "\n".join(["index,arch,cifar10_test,params_m,flops_m", *rows])
     (folder / "nasbench201.csv.gz").write_bytes(gzip.compress(table.encode(), 1))
     write_archive(folder, "folder", [NAS_BENCH_201.to_string(mask) for mask in scored])
-    shutil.copy(ROOT / "docs" / "my_nas.py", folder)
     return folder
 
 
@@ -198,6 +197,8 @@ def run_commands(text):
         elif words[0] == "pytest" and len(words) > 2:
             collected = [sys.executable, "-m", *words, "--collect-only"]
             subprocess.run(collected, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        elif words[0] == "cp":
+            shutil.copy(ROOT / words[1], words[2])
         elif not line.startswith(INSTALLING):
             assert line in (ROOT / ".ci" / "run").read_text().splitlines()
     run_together(together)
@@ -262,6 +263,19 @@ def run_script(script):
 def test_no_block_is_overlooked(page):
     fences = sum(line.lstrip().startswith("```") for line in page.read_text().splitlines())
     assert fences == 2 * sum(not block.hidden for block in blocks_of(page))
+
+
+def test_pages_share_no_folder():
+    """So that a reader can follow one page after the other in one folder."""
+    pages = {}
+    for page in PAGES:
+        text = page.read_text()
+        folders = re.findall(r"workdir(?:=\"| )([\w-]+)", text)
+        searches = re.findall(r"^tenas search \S.*?(?=\s+#|$)", text, re.MULTILINE)
+        for each in {*folders, *(search for search in searches if "--workdir" not in search)}:
+            pages.setdefault(each, []).append(page.name)
+    assert {"paper", "my-net", "tenas search nas-bench-201-best"} < pages.keys()
+    assert {each: names for each, names in pages.items() if len(names) > 1} == {}
 
 
 def test_few_blocks_are_not_run():
