@@ -614,10 +614,11 @@ def plot_lines(
 def save_figure(figure: "Figure", path: Path) -> None:
     """Write a PNG, and beside it a PDF as wide as a column of a paper."""
     from tenas_jax.analysis.columns import fit, text_size
+    from tenas_jax.analysis.figures import save
 
-    figure.savefig(path, dpi=150)
+    save(figure, path)
     for legend in figure.legends:
         for text in legend.get_texts():
             text.set_fontsize(text_size(float(text.get_fontsize()), figure, COLUMN))
     fit(figure, COLUMN)
-    figure.savefig(path.with_suffix(".pdf"))
+    save(figure, path.with_suffix(".pdf"))

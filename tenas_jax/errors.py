@@ -1,4 +1,4 @@
-"""The only exception for unusable input."""
+"""The only exception for unusable input, and the wording of messages."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +33,17 @@ def within(where: str) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
+
+
+def quantity(number: int, noun: str) -> str:
+    """A number and its noun, in the singular or the plural.
+
+    Example:
+        >>> quantity(1, "repeat"), quantity(3, "class"), quantity(0, "image")
+        ('1 repeat', '3 classes', '0 images')
+    """
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number} {noun if number == 1 else plural}"
 
 
 def first_line(error: BaseException) -> str:

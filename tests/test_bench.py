@@ -424,4 +424,5 @@ def test_plot_is_drawn(tmp_path: Path) -> None:
     lines = {"ours": {8: [1.0, 2.0], 16: [3.0]}, "untimed": {}}
     common.plot_lines(path, lines, title="t", x_label="images", y_label="seconds")
     assert b"/MediaBox [ 0 0 237.6 " in path.with_suffix(".pdf").read_bytes()  # 3.3 inches
+    assert b"/Type3" not in path.with_suffix(".pdf").read_bytes()
     assert path.read_bytes().startswith(b"\x89PNG")

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from scipy import stats  # type: ignore[import-untyped]
 
 from tenas_jax.analysis.statistics import STATISTICS, Statistic, Values, Weights
-from tenas_jax.errors import InputError
+from tenas_jax.errors import InputError, quantity
 
 RESAMPLED = 1000
 """With more architectures than this, smooth statistics get normal intervals."""
@@ -201,7 +201,8 @@ def correlate(
         1.0
     """
     if len(accuracy) < 2:
-        raise InputError(f"{len(accuracy)} architectures have no correlation: give 2 or more")
+        count = quantity(len(accuracy), "architecture")
+        raise InputError(f"no correlation of {count}: give 2 or more")
     require_percent(accuracy)
     drawn = None if resamples is None else Resamples(len(accuracy), resamples, seed)
     estimates: dict[str, dict[str, Estimate]] = {}

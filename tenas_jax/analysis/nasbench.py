@@ -21,12 +21,13 @@ import numpy as np
 from jaxtyping import Float
 
 from tenas_jax.analysis.correlation import require_percent
-from tenas_jax.errors import InputError, within
+from tenas_jax.errors import InputError, quantity, within
 from tenas_jax.host.files import file_errors, read_text, whole_file
 from tenas_jax.spaces import NAS_BENCH_201
 
 Values = Float[np.ndarray, " architecture"]
 Unit = Literal["percent", "fraction"]
+ONE = "give it one"
 
 # Column of a table -> data set and split in the archives, trained for 200 epochs.
 ACCURACIES = {
@@ -98,8 +99,8 @@ class AccuracyTable:
         text = canonical(genotype)
         if text not in self._rows:
             raise InputError(
-                f"{text} is not among the {len(self)} architectures of the accuracy table: "
-                "use a table that has it"
+                f"{text} is not among the {quantity(len(self), 'architecture')} of the accuracy "
+                "table: use a table that has it"
             )
         return self._rows[text]
 
@@ -179,7 +180,12 @@ def canonical(genotype: str) -> str:
 
 
 def load_table(
-    path: Path, column: str = "cifar10_test", *, key: str = "arch", unit: Unit = "percent"
+    path: Path,
+    column: str = "cifar10_test",
+    *,
+    key: str = "arch",
+    unit: Unit = "percent",
+    remedy: str = ONE,
 ) -> AccuracyTable:
     """Read an accuracy table.
 
@@ -188,6 +194,7 @@ def load_table(
         column: the column of the accuracy.
         key: the column of the architectures.
         unit: unit of the accuracies.
+        remedy: what would mend a missing or duplicated column.
 
     Returns:
         The table.
@@ -196,7 +203,8 @@ def load_table(
         InputError: the file cannot be read, lacks a column or has no rows; an architecture is
             duplicated or of another space; or an accuracy is not in this unit.
     """
-    rows = read_architectures(path, key, [column], optional=("params_m", "flops_m", "index"))
+    optional = "params_m", "flops_m", "index"
+    rows = read_architectures(path, key, [column], optional=optional, remedy=remedy)
     accuracies = rows.columns[column]
     highest, noun = (100, "percentage") if unit == "percent" else (1, "fraction")
     for line, accuracy in zip(rows.lines, accuracies, strict=True):
@@ -220,6 +228,7 @@ def read_architectures(
     *,
     optional: Sequence[str] | None = None,
     named: Callable[[str], str] = canonical,
+    remedy: str = ONE,
 ) -> Architectures:
     """Read a CSV file with a row for each architecture.
 
@@ -229,6 +238,7 @@ def read_architectures(
         columns: columns of numbers to read.
         optional: columns to read if they exist; None: all others, if `columns` is empty.
         named: maps a text in the column `key` to its genotype.
+        remedy: what would mend a missing or duplicated column.
 
     Returns:
         Genotypes in canonical spelling, line numbers, numbers.
@@ -244,8 +254,8 @@ def read_architectures(
     for name in (key, *names):
         if header.count(name) != 1:
             raise InputError(
-                f"{path} has {header.count(name)} columns {name!r} ({', '.join(header)}): "
-                "give it one"
+                f"{path} has {quantity(header.count(name), 'column')} {name!r} "
+                f"({', '.join(header)}): {remedy}"
             )
     if not rows:
         raise InputError(f"{path} has no rows: give it one for each architecture")

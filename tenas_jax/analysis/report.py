@@ -24,10 +24,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tenas_jax.analysis.columns import enlargement, fit, text_size
+from tenas_jax.analysis.figures import save
 from tenas_jax.architectures.cell_space import CellSpace
 from tenas_jax.architectures.space import Mask, SearchSpace, index
-from tenas_jax.errors import InputError
-from tenas_jax.host.files import whole_file
 
 Rounds = Sequence[Mapping[str, Any]]
 NewFigure = Callable[..., Figure]
@@ -82,7 +81,7 @@ def write_plots(
             name = f"pruning-{space.cell_types[cell]}"
             figures[name] = pruning_map(rounds, space, final_mask, width=width, cells=[cell])
     for name, figure in figures.items():
-        _save(figure, folder / f"{name}.{kind}")
+        save(figure, folder / f"{name}.{kind}")
 
 
 def write_architecture(space: SearchSpace, mask: Mask, path: Path) -> None:
@@ -96,33 +95,7 @@ def write_architecture(space: SearchSpace, mask: Mask, path: Path) -> None:
     Raises:
         InputError: the format is unknown, or the file cannot be written.
     """
-    _save(draw_architecture(space, mask), path)
-
-
-def drawing_format(path: Path) -> str:
-    """The format of a drawing, from the suffix of its file.
-
-    Raises:
-        InputError: the suffix is another.
-
-    Example:
-        >>> drawing_format(Path("cell.PDF"))
-        'pdf'
-        >>> drawing_format(Path("cell"))
-        Traceback (most recent call last):
-        ...
-        tenas_jax.errors.InputError: cannot draw 'cell': give a name that ends in .png, .pdf or .svg
-    """
-    kind = path.suffix[1:].lower()
-    if kind not in ("png", "pdf", "svg"):
-        raise InputError(f"cannot draw {str(path)!r}: give a name that ends in .png, .pdf or .svg")
-    return kind
-
-
-def _save(figure: Figure, path: Path) -> None:
-    kind = drawing_format(path)
-    with whole_file(path) as unfinished:
-        figure.savefig(unfinished, format=kind, dpi=150)
+    save(draw_architecture(space, mask), path)
 
 
 def trajectory(

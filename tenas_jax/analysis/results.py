@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from tenas_jax.architectures.space import Mask, SearchSpace
-from tenas_jax.errors import InputError
+from tenas_jax.errors import InputError, quantity
 from tenas_jax.host.files import file_errors, whole_file, write_json
 from tenas_jax.metrics.registry import Metric
 
@@ -256,7 +256,7 @@ class ScoreTable:
 
     def __repr__(self) -> str:
         names = ", ".join(metric.name for metric in self.metrics)
-        return f"ScoreTable({len(self)} architectures by {names})"
+        return f"ScoreTable({quantity(len(self), 'architecture')} by {names})"
 
     def _repr_html_(self) -> str:
         shown = {name: column[:20] for name, column in self.to_dict().items()}

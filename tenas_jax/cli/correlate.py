@@ -15,7 +15,7 @@ from rich.table import Table
 from tenas_jax.analysis.terms import Term, parse_sums, parse_terms
 from tenas_jax.cli.signals import run_interruptibly
 from tenas_jax.cli.terminal import parse
-from tenas_jax.errors import InputError, first_line
+from tenas_jax.errors import InputError, first_line, quantity
 from tenas_jax.metrics.registry import METRICS
 from tenas_jax.searching.progress import say, show_count
 
@@ -150,7 +150,11 @@ def _correlate(options: CorrelateOptions) -> None:
     from tenas_jax.spaces import NAS_BENCH_201
 
     table = load_table(
-        options.accuracy_table, options.column, key=options.arch_column, unit=options.unit
+        options.accuracy_table,
+        options.column,
+        key=options.arch_column,
+        unit=options.unit,
+        remedy="give it one, or name another by --column or --arch-column",
     )
     scored = _read_scores(options, options.scores[0], table)
     others = [_like(scored, options, path, table) for path in options.scores[1:]]
@@ -218,7 +222,8 @@ def _read_scores(options: CorrelateOptions, path: Path, table: "AccuracyTable") 
     wanted = options.terms + members if options.terms else []
     chosen = list(dict.fromkeys(term.column for term in wanted))
     key = options.genotype_column
-    scored = read_architectures(path, key, chosen, named=table.named)
+    remedy = "give it one, or name others by --genotype-column or --metrics"
+    scored = read_architectures(path, key, chosen, named=table.named, remedy=remedy)
     known = METRICS.keys() | {term.column for term in members}
     for name in scored.columns if not chosen else ():
         if name not in known:
@@ -245,8 +250,8 @@ def _like(
         missing = sorted(set(one) - set(other))
         if missing:
             raise InputError(
-                f"{where} lacks {len(missing)} architectures of the other files (first: "
-                f"{missing[0]}): give scores of the same architectures"
+                f"{where} lacks {quantity(len(missing), 'architecture')} of the other files "
+                f"(first: {missing[0]}): give scores of the same architectures"
             )
     if first.columns.keys() != scored.columns.keys():
         names = ", ".join(sorted(first.columns.keys() ^ scored.columns.keys()))
@@ -284,9 +289,9 @@ def _join(
     missing = [f"line {line}, {genotype}" for line, genotype in pairs if genotype not in table]
     if missing:
         raise InputError(
-            f"{len(missing)} of the {len(scored.genotypes)} architectures of {options.scores[0]} "
-            f"are not in {options.accuracy_table} (first: {missing[0]}): leave them out or use a "
-            "table that has them"
+            f"{options.accuracy_table} lacks {len(missing)} of the "
+            f"{quantity(len(scored.genotypes), 'architecture')} of {options.scores[0]} "
+            f"(first: {missing[0]}): leave them out or use a table that has them"
         )
     return np.array([table.row(genotype) for genotype in scored.genotypes])
 
@@ -440,8 +445,8 @@ def _write_plots(
     pools: Mapping[str, Pool], alive: "Bool[np.ndarray, ' architecture']", options: CorrelateOptions
 ) -> None:
     """Write a plot of each score, from the first of several files."""
+    from tenas_jax.analysis.figures import save
     from tenas_jax.analysis.scatter import scatter
-    from tenas_jax.host.files import whole_file
 
     assert options.plots is not None
     single = {"params_m", "flops_m"} | {
@@ -463,8 +468,7 @@ def _write_plots(
             width=options.width,
         )
         file = re.sub(r"[^\w.+-]", "_", name)  # columns may have other characters
-        with whole_file(options.plots / f"{file}.{options.format}") as unfinished:
-            figure.savefig(unfinished, format=options.format, dpi=PLOT_DPI[options.format])
+        save(figure, options.plots / f"{file}.{options.format}", PLOT_DPI[options.format])
 
 
 def _spans_decades(values: "Values") -> bool:

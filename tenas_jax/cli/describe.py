@@ -10,7 +10,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 from tenas_jax.cli.terminal import parse
-from tenas_jax.errors import InputError
+from tenas_jax.errors import InputError, quantity
 from tenas_jax.host.devices import start_jax
 from tenas_jax.numerics import MAX_CELLS
 from tenas_jax.searching.progress import say
@@ -68,7 +68,7 @@ def run(argv: Sequence[str]) -> int:
         description="Print the parameters and FLOPs of each layer, and draw the cells.",
     )
     # Imported late, so that bad flags and --help answer at once.
-    from tenas_jax.analysis import report
+    from tenas_jax.analysis import figures, report
     from tenas_jax.architectures.cell_space import CellSpace
     from tenas_jax.host.files import file_errors
     from tenas_jax.networks.costs import layer_costs, total_costs
@@ -80,7 +80,7 @@ def run(argv: Sequence[str]) -> int:
         space = get_space(options.space)
         mask = space.from_string(options.genotype)
     if options.output is not None:
-        report.drawing_format(options.output)  # raises for an unknown format
+        figures.drawing_format(options.output)  # raises for an unknown format
     start_jax()
     default_classes, default_size = DEFAULTS[options.stem]
     num_classes = default_classes if options.num_classes is None else options.num_classes
@@ -101,7 +101,7 @@ def run(argv: Sequence[str]) -> int:
     console.print(_table(layers, total))
     say(
         console,
-        f"{space.name}, {num_classes} classes, images of {image_size} x {image_size}: "
+        f"{space.name}, {quantity(num_classes, 'class')}, images of {image_size} x {image_size}: "
         f"{total.parameters / 1e6:.2f} M parameters, {total.flops / 1e6:.2f} M multiply-adds "
         "(FLOPs) per image",
     )

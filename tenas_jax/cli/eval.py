@@ -11,7 +11,7 @@ import tyro
 from rich.console import Console
 
 from tenas_jax.cli.terminal import parse
-from tenas_jax.errors import InputError
+from tenas_jax.errors import InputError, quantity
 from tenas_jax.host.devices import Machine, configure_jax
 from tenas_jax.host.processes import is_main, shared_errors
 from tenas_jax.searching.progress import say, show_count
@@ -93,6 +93,6 @@ def run(argv: Sequence[str]) -> int:
     say(
         console,
         f"step {step}: loss {result['test_loss']:.4f}, accuracy {result['test_accuracy']:.2%} of "
-        f"{images.count} images",
+        f"{quantity(images.count, 'image')}",
     )
     return 0

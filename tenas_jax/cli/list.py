@@ -8,6 +8,7 @@ import tyro
 
 from tenas_jax.cli.terminal import parse
 from tenas_jax.configs import PRESETS, summary
+from tenas_jax.errors import quantity
 from tenas_jax.metrics.registry import METRICS
 from tenas_jax.spaces.registry import SPACES
 from tenas_jax.training.recipes import RECIPES
@@ -87,7 +88,7 @@ def _spaces() -> Iterator[tuple[str, str]]:
     for name, space in SPACES.items():
         cells, edges, _ = space.shape
         operators = ", ".join(space.op_names(0))
-        yield name, f"{cells} cell{'s' * (cells > 1)}, {edges} edges; {operators}"
+        yield name, f"{quantity(cells, 'cell')}, {quantity(edges, 'edge')}; {operators}"
 
 
 def _metrics() -> Iterator[tuple[str, str]]:

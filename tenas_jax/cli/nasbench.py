@@ -10,7 +10,7 @@ from rich.console import Console
 
 from tenas_jax.cli.signals import run_interruptibly
 from tenas_jax.cli.terminal import parse
-from tenas_jax.errors import InputError
+from tenas_jax.errors import InputError, quantity
 from tenas_jax.searching.progress import say, show_count
 
 
@@ -59,4 +59,4 @@ def _convert(options: ConvertOptions) -> None:
     console = Console()
     with show_count(console, "reading architectures") as progress:
         count = convert(options.archive, options.output, progress)
-    say(console, f"{count} architectures are in {options.output}")
+    say(console, f"{options.output} holds {quantity(count, 'architecture')}")

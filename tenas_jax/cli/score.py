@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
+from rich.table import Table
+from rich.text import Text
 
 from tenas_jax.cli.session import (
     about_presets,
@@ -18,7 +20,7 @@ from tenas_jax.cli.session import (
 )
 from tenas_jax.cli.terminal import parse
 from tenas_jax.configs import PRESETS
-from tenas_jax.errors import InputError, within
+from tenas_jax.errors import InputError, quantity, within
 from tenas_jax.host.devices import Machine
 from tenas_jax.host.locks import locked
 from tenas_jax.host.processes import exchange, part, shared_errors
@@ -26,10 +28,12 @@ from tenas_jax.metrics.registry import USUAL
 from tenas_jax.searching.config import SearchConfig
 
 if TYPE_CHECKING:
+    from tenas_jax.analysis.results import ScoreTable
     from tenas_jax.architectures.space import Masks, SearchSpace
     from tenas_jax.searching.problem import Problem
 
 FILE = "scores.csv"
+FEW = 5  # architectures that are printed; as many columns fit into a terminal
 # These replace the presets' values, which are meant for searches.
 DEFAULTS: dict[str, Any] = {"metrics": USUAL, "repeats": 1}
 LABELS = (
@@ -145,13 +149,14 @@ def _score(preset: str, options: ScoreOptions, problem: "Problem", workdir: Path
     isomorphic = f" ({measured} to measure, the others are isomorphic)"
     say(
         console,
-        f"{preset}: {len(masks)} architectures of {problem.space.name}"
-        f"{isomorphic if measured < len(masks) else ''}, {len(images.images)} "
-        f"images of {config.data}, {api.describe_devices(devices)}, {config.repeats} repeats each, "
+        f"{preset}: {quantity(len(masks), 'architecture')} of {problem.space.name}"
+        f"{isomorphic if measured < len(masks) else ''}, "
+        f"{quantity(len(images.images), 'image')} of {config.data}, "
+        f"{api.describe_devices(devices)}, {quantity(int(config.repeats), 'repeat')} each, "
         f"{config.labels} labels",
     )
     with locked(workdir, flag="--workdir"), show_progress(console) as progress:
-        api.score_problem(
+        scores = api.score_problem(
             problem,
             masks,
             images,
@@ -162,7 +167,22 @@ def _score(preset: str, options: ScoreOptions, problem: "Problem", workdir: Path
             preset=preset,
         )
     part()
+    if len(scores) <= FEW:
+        for number, genotype in enumerate(scores.genotypes, start=1):
+            say(console, f"{number}  {genotype}")
+        console.print(_table(scores))
     say(console, f"scores are in {workdir / FILE}")
+
+
+def _table(scores: "ScoreTable") -> Table:
+    """A row for each metric, and a column for each architecture, by its number."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("metric", overflow="fold")
+    for number in range(1, len(scores) + 1):
+        table.add_column(str(number), justify="right", overflow="fold")
+    for metric in scores.metrics:
+        table.add_row(Text(metric.name), *(f"{value:.5g}" for value in scores[metric.name]))
+    return table
 
 
 def _architectures(space: "SearchSpace", options: ScoreOptions) -> "Masks":

@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import difflib
 import io
 import itertools
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,10 +50,11 @@ def parse(
         >>> from tenas_jax.host.devices import Machine
         >>> parse(Machine, ["--devices", "2"], command="search", description="").devices
         2
-        >>> parse(Machine, ["--sede", "3"], command="search", description="")
+        >>> parse(Machine, ["--device", "3"], command="search", description="")
         Traceback (most recent call last):
         ...
-        tenas_jax.errors.InputError: Unrecognized options: --sede, 3 (see tenas search --help)
+        tenas_jax.errors.InputError: Unrecognized options: --device, 3: did you mean --devices? \
+(see tenas search --help)
     """
     for before, word in itertools.pairwise(("", *words)):
         if not word.strip() or re.fullmatch(r"--[\w.-]+=\s*", word):
@@ -77,7 +80,7 @@ def parse(
     except SystemExit as exit:
         if exit.code == 0:
             raise
-        raise _one_line(exit, complaints.getvalue(), command) from None
+        raise _one_line(exit, complaints.getvalue(), words, command) from None
 
 
 def _require_local_paths(options: Any) -> None:
@@ -90,7 +93,7 @@ def _require_local_paths(options: Any) -> None:
                 require_local(each)
 
 
-def _one_line(exit: SystemExit, box: str, command: str) -> InputError:
+def _one_line(exit: SystemExit, box: str, words: Sequence[str], command: str) -> InputError:
     """Turn the box that tyro prints into one line."""
     cause = exit.__context__
     while cause is not None:
@@ -102,7 +105,28 @@ def _one_line(exit: SystemExit, box: str, command: str) -> InputError:
     rows = [line.strip("│ ") for line in box.splitlines()[1:]]
     from_message = itertools.dropwhile(_is_rule, rows)
     message = " ".join(itertools.takewhile(lambda row: not _is_rule(row), from_message))
-    return InputError(f"{message} (see tenas {command} --help)")
+    message = (
+        message.rstrip(".").replace(". Expected", ": expected").replace(" 1 values", " 1 value")
+    )
+    return InputError(f"{message}{_hint(message, rows, words)} (see tenas {command} --help)")
+
+
+def _hint(message: str, rows: Sequence[str], words: Sequence[str]) -> str:
+    """What was probably meant: a value that starts with a minus, or a flag that the box names."""
+    if message.startswith("Missing value"):
+        values = (
+            f"{flag}={word}"
+            for flag, word in itertools.pairwise(words)
+            if f"'{flag}'" in message and re.match("-[^-]", word)
+        )
+        return "".join(f"; write {shlex.quote(value)}" for value in values)
+    if not message.startswith("Unrecognized"):
+        return ""
+    known = [row.split()[0] for row in rows if row.startswith("--")]
+    unknown = [word.split("=")[0] for word in words if f"{word}," in f"{message},"]
+    meant = (difflib.get_close_matches(word, known, n=1) for word in unknown)
+    names = ", ".join(dict.fromkeys(itertools.chain(*meant)))
+    return names and f": did you mean {names}?"
 
 
 def _is_rule(row: str) -> bool:

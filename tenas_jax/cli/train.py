@@ -17,7 +17,7 @@ from tenas_jax.cli.folders import changed_fields, default_folder
 from tenas_jax.cli.messages import complain, how_to_go_on
 from tenas_jax.cli.signals import Explain, Signals, run_interruptibly
 from tenas_jax.cli.terminal import parse
-from tenas_jax.errors import InputError
+from tenas_jax.errors import InputError, quantity
 from tenas_jax.host.devices import Machine, configure_jax
 from tenas_jax.host.locks import locked
 from tenas_jax.host.processes import is_main, shared_errors
@@ -171,7 +171,7 @@ def show_progress(console: Console) -> "Iterator[Callable[[Progress], None]]":
             if new:
                 left = (now - first[1]) / new * (progress.steps - progress.step)
             speed = f"{progress.images_per_second:.0f} images/s"
-            show(Step("training", progress.step, progress.steps, f"steps at {speed}", left))
+            show(Step("training", progress.step, progress.steps, "step", left, rate=f"at {speed}"))
             if progress.epoch_record is not None:
                 record = progress.epoch_record
                 say(
@@ -215,11 +215,13 @@ def _train(
         split = load_split(recipe, counted)
     steps = recipe.epochs * (split.train.count // recipe.batch_size)
     if steps > MAX_STEPS:
-        raise InputError(f"{recipe.epochs} epochs have {steps} steps: {MAX_STEPS} are possible")
+        raise InputError(
+            f"{quantity(recipe.epochs, 'epoch')} of {steps} steps: {MAX_STEPS} are possible"
+        )
     training = training_of(genotype, recipe, split)
     say(
         console,
-        f"{options.recipe}: {genotype}, {split.train.count} images to train on and "
+        f"{options.recipe}: {genotype}, {quantity(split.train.count, 'image')} to train on and "
         f"{split.test.count} to evaluate on, {len(devices)} x {devices[0].device_kind}",
     )
     with locked(output, flag="--output"):

@@ -24,7 +24,7 @@ from tenas_jax.data.normalization import (
     measured_normalization,
 )
 from tenas_jax.data.tfds import tfds_builder
-from tenas_jax.errors import InputError
+from tenas_jax.errors import InputError, quantity
 from tenas_jax.host.files import require_local, user_path
 from tenas_jax.host.memory import require_memory
 
@@ -148,12 +148,12 @@ def load_images(
             )
     if count < minimum:
         raise InputError(
-            f"image source {source!r} gives {count} images (limit {limit}), "
+            f"image source {source!r} gives {quantity(count, 'image')} (limit {limit}), "
             f"but a batch needs {minimum}: use more images or a smaller batch"
         )
     require_memory(
         count * image_size**2 * channels,
-        f"{count} images of {image_size} x {image_size}: use fewer or smaller ones; they",
+        f"{quantity(count, 'image')} of {image_size} x {image_size}: use fewer or smaller; they",
     )
     resized = np.empty((count, image_size, image_size, channels), np.uint8)
     classes = np.empty(count, np.int32)

@@ -22,7 +22,7 @@ from tenas_jax.data.normalization import (
     measured_normalization,
 )
 from tenas_jax.data.tfds import tfds_builder
-from tenas_jax.errors import InputError
+from tenas_jax.errors import InputError, quantity
 from tenas_jax.host.files import require_local, user_path
 
 IN_MEMORY = 4 << 30  # bytes; larger data sets are read batch by batch
@@ -128,13 +128,13 @@ def load_split(recipe: Wanted, progress: Progress | None = None) -> Split:
             test = _labeled(source, everything[held_out], recipe.read_size, progress)
     if len(train.classes) != recipe.num_classes:
         raise InputError(
-            f"{recipe.data} has {len(train.classes)} classes, the recipe {recipe.num_classes}: "
-            f"use --num-classes {len(train.classes)} or other data"
+            f"{recipe.data} has {quantity(len(train.classes), 'class')}, the recipe "
+            f"{recipe.num_classes}: use --num-classes {len(train.classes)} or other data"
         )
     if train.count < recipe.batch_size:
         raise InputError(
-            f"{recipe.data} has {train.count} images to train on, a batch {recipe.batch_size}: "
-            "use a smaller --batch-size or more images"
+            f"{recipe.data} has {quantity(train.count, 'image')} to train on, a batch "
+            f"{recipe.batch_size}: use a smaller --batch-size or more images"
         )
     if test is None:
         assert recipe.test_data is not None
@@ -337,8 +337,8 @@ def _tfds(name: str, split: str, recipe: Wanted, progress: Progress | None) -> L
         label = int(record["label"])
         if not 0 <= label < len(classes):
             raise InputError(
-                f"TFDS data set {name!r} has the label {label} in its split {split!r}: there are "
-                f"{len(classes)} classes"
+                f"TFDS data set {name!r} has {quantity(len(classes), 'class')}, but in its split "
+                f"{split!r} the label {label}"
             )
         return _fit(rgb, recipe.read_size), label
 

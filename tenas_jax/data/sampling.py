@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
-from tenas_jax.errors import InputError
+from tenas_jax.errors import InputError, quantity
 from tenas_jax.numerics import PRECISION
 
 Channels = tuple[float, ...] | Float[Array, "channels"]
@@ -51,7 +51,9 @@ def sample_images(
     """
     count = images.shape[0]
     if n > count:
-        raise InputError(f"a batch of {n} distinct images needs {n} images, not {count}")
+        raise InputError(
+            f"a batch of {n} distinct images needs {quantity(n, 'image')}, not {count}"
+        )
     _, flip_key, offset_key = jax.random.split(key, 3)
     chosen = images[chosen_images(key, count, n)]
     flips = jax.random.bernoulli(flip_key, shape=(n,))

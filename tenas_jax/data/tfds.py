@@ -44,6 +44,6 @@ def tfds_builder(name: str, data_dir: str | None, *, at_random: bool = False) ->
     ) as error:
         raise InputError(
             f"TFDS cannot prepare {name!r}: {first_line(error)} "
-            "(prepare it where there is a network and give its data_dir)"
+            "(prepare it where there is a network and give its folder: --data-dir, or data_dir=)"
         ) from error
     return builder

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from tenas_jax.errors import InputError, first_line
+from tenas_jax.errors import InputError, first_line, quantity
 from tenas_jax.host.cache import keep_programs
 from tenas_jax.host.files import require_local
 from tenas_jax.host.processes import join
@@ -125,7 +125,9 @@ def configure_jax(machine: Machine) -> Sequence[jax.Device]:
     if available[0].platform == "cpu":
         return available
     if devices is not None and devices > len(available):
-        raise InputError(f"there are {len(available)} devices, not {devices}: lower --devices")
+        raise InputError(
+            f"found {quantity(len(available), 'device')}, not {devices}: lower --devices"
+        )
     # A process of a cluster sees only the devices that it uses.
     return available if machine.distributed else available[:devices]
 

@@ -12,7 +12,7 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var
 from jaxtyping import Array, Bool
 
-from tenas_jax.errors import InputError
+from tenas_jax.errors import InputError, quantity
 from tenas_jax.metrics.nonlinearities import (
     CALLS,
     EXTREMA,
@@ -214,7 +214,7 @@ class _Reader:
                     remedy = "give sample_axis= to say which axis has them"
                 raise InputError(
                     f"the output of {eqn.primitive.name} has shape {shape} where the model returns "
-                    f"{self.n} samples: {remedy}"
+                    f"{quantity(self.n, 'sample')}: {remedy}"
                 )
             self.axes[id(scope), id(eqn)] = axes[0]
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from tenas_jax.errors import InputError
+from tenas_jax.errors import InputError, quantity
 from tenas_jax.numerics import require_numbers
 
 ApplyFn = Callable[[PyTree, Any], Float[Array, "n classes"]]
@@ -186,7 +186,9 @@ def require_labels(labels: Labels, n: int, classes: int) -> None:
         tenas_jax.errors.InputError: labels are float32: give integers from 0 to 1
     """
     if labels.shape != (n,):
-        raise InputError(f"labels of shape {labels.shape} for {n} samples: give one label for each")
+        raise InputError(
+            f"labels of shape {labels.shape} for {quantity(n, 'sample')}: give one label for each"
+        )
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise InputError(f"labels are {labels.dtype}: give integers from 0 to {classes - 1}")
     require_classes(labels, classes)

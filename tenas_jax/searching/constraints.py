@@ -8,7 +8,7 @@ from jaxtyping import Bool
 
 from tenas_jax.architectures import enumeration
 from tenas_jax.architectures.space import Masks, SearchSpace
-from tenas_jax.errors import InputError
+from tenas_jax.errors import InputError, quantity
 
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9}
 DRAWN = 20_000  # random architectures to try before concluding that hardly any is allowed
@@ -111,7 +111,9 @@ def list_allowed(space: SearchSpace, constraints: Constraints) -> Masks:
     masks = enumeration.enumerate_all(space)
     allowed: np.ndarray = masks[constraints.allow(space, masks)]
     if not len(allowed):
-        raise InputError(_none(space, constraints, masks, f"all {len(masks)} architectures"))
+        raise InputError(
+            _none(space, constraints, masks, f"all {quantity(len(masks), 'architecture')}")
+        )
     return allowed
 
 
@@ -135,8 +137,8 @@ def draw(
         allowed = list_allowed(space, constraints)
         if size > len(allowed):
             raise InputError(
-                f"{len(allowed)} architectures of {space.name} keep to the constraints, not "
-                f"{size}: ask for fewer, or widen them"
+                f"the constraints leave {quantity(len(allowed), 'architecture')} of {space.name}, "
+                f"not {size}: ask for fewer, or widen them"
             )
         chosen: np.ndarray = allowed[rng.choice(len(allowed), size, replace=False)]
         return chosen

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
+from tenas_jax.errors import quantity
 from tenas_jax.searching.loop import Progress
 
 INTERVAL = 30.0  # seconds between lines
@@ -24,10 +25,12 @@ class Step(NamedTuple):
     total: int | None = None
     """None: unknown."""
     unit: str = ""
-    """The unit of the counts."""
+    """The noun that is counted, in the singular."""
     seconds_left: float | None = None
     announced: bool = True
     """Whether to print a line at its start; otherwise only if it takes long."""
+    rate: str = ""
+    """The current speed, in words."""
 
 
 Show = Callable[[Step], None]
@@ -156,8 +159,12 @@ class _Lines:
         self._printed = now = time.monotonic()
         step, facts = self._step, []
         if step.done or step.total is not None:
-            of = "" if step.total is None else f" of {step.total}"
-            facts.append(" ".join(f"{step.done}{of} {step.unit}".split()) + " done")
+            *before, last = [each for each in (step.done, step.total) if each is not None]
+            amount = quantity(last, step.unit) if step.unit else str(last)
+            facts.append(
+                " ".join(f"{' of '.join([*map(str, before), amount])} {step.rate}".split())
+                + " done"
+            )
         facts.append(f"{duration(now - self._began)} elapsed")
         if step.seconds_left is not None:
             left = max(step.seconds_left - (now - self._shown), 0.0)
@@ -198,4 +205,4 @@ def _step(progress: Progress) -> Step:
     left = progress.seconds_left
     if progress.compiling:
         name, left = f"{name}, compiling {', '.join(progress.compiling)}", None
-    return Step(name, progress.done, progress.total, "measurements", left)
+    return Step(name, progress.done, progress.total, "measurement", left)

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tenas_jax.architectures.space import Masks, SearchSpace
 from tenas_jax.data.images import ImageSet
-from tenas_jax.errors import InputError, first_line
+from tenas_jax.errors import InputError, first_line, quantity
 from tenas_jax.host.devices import compiler_options
 from tenas_jax.host.memory import is_out_of_memory
 from tenas_jax.host.processes import LostProcess, exchange, gather, is_main, place, shared_errors
@@ -396,8 +396,8 @@ def make_scorer(
         last = int(image_set.labels.max())
         if last >= classes:
             raise InputError(
-                f"{image_set.name} has the label {last}, the network {classes} classes, from 0: "
-                f"use num_classes {last + 1}"
+                f"{image_set.name} has the label {last}, the network "
+                f"{quantity(classes, 'class')}, from 0: use num_classes {last + 1}"
             )
     return SupernetScorer(problem, image_set, devices, single_path=single_path)
 

@@ -4,6 +4,7 @@ The sizes are lower bounds: a rejected search cannot work; an accepted one may s
 """
 
 from tenas_jax.architectures.space import SearchSpace
+from tenas_jax.errors import quantity
 from tenas_jax.host.memory import require_memory
 from tenas_jax.searching.config import SearchConfig
 
@@ -61,5 +62,6 @@ def require_rows(count: int, repeats: int) -> None:
     """
     require_memory(
         count * repeats * ROW,
-        f"{count} measurements (budget, sample, operators) in {repeats} repeats: use fewer; they",
+        f"{count} measurements (budget, sample, operators) in {quantity(repeats, 'repeat')}: "
+        "use fewer; they",
     )

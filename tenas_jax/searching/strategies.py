@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from tenas_jax.architectures import enumeration
+from tenas_jax.errors import quantity
 from tenas_jax.resolve import resolve
 from tenas_jax.searching.baselines import evolution, exhaustive, random
 from tenas_jax.searching.constraints import Constraints
@@ -46,20 +47,21 @@ def describe(problem: Problem) -> str:
         >>> describe(look_up(SearchConfig()))
         '24 evaluations in round 1, 3 repeats each'
         >>> describe(look_up(SearchConfig(strategy="random", budget=9, repeats=1)))
-        'random, 9 architectures, 1 repeats each'
+        'random, 9 architectures, 1 repeat each'
     """
     config, space = problem.config, problem.space
     auto = config.auto_repeats
-    number = f"{auto.minimum} to {auto.maximum}" if config.repeats == "auto" else config.repeats
-    repeats = f"{number} repeats each"
+    repeats = f"{auto.minimum} to {quantity(auto.maximum, 'repeat')} each"
+    if config.repeats != "auto":
+        repeats = f"{quantity(config.repeats, 'repeat')} each"
     if config.strategy == "prune":
         first = evaluations_per_round(space, config.prune_number)[0]
-        return f"{first} evaluations in round 1, {repeats}"
+        return f"{quantity(first, 'evaluation')} in round 1, {repeats}"
     if config.strategy not in STRATEGIES:
         return f"{config.strategy}, {repeats}"
     total = enumeration.count(space)
-    count = f"{min(config.budget, total)} architectures"
+    count = quantity(min(config.budget, total), "architecture")
     if config.strategy == "exhaustive":
-        count = f"{total} architectures, isomorphic ones once"
+        count = f"{quantity(total, 'architecture')}, isomorphic ones once"
     limited = "" if config.constraints == Constraints() else "at most "
     return f"{config.strategy}, {limited}{count}, {repeats}"

@@ -292,7 +292,8 @@ def _require_same(path: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    names = [name for name in ("preset", "data_fingerprint") if then[name] != now[name]]
+    named = {"preset": "preset", "data_fingerprint": "the images"}
+    names = [text for name, text in named.items() if then[name] != now[name]]
     names += ["the files of your modules"] if then["sources"] != now["sources"] else []
     configs = (SearchConfig.from_dict(settings["config"]) for settings in (then, now))
     names += differences(*configs)

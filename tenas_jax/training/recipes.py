@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
-from tenas_jax.errors import InputError
+from tenas_jax.errors import InputError, quantity
 from tenas_jax.host.memory import require_memory
 from tenas_jax.numerics import MAX_CELLS, MAX_SEED
 from tenas_jax.resolve import resolve
@@ -125,8 +125,8 @@ class Recipe:
             )
         if self.warmup_epochs >= self.epochs:
             raise InputError(
-                f"warmup_epochs {self.warmup_epochs} leaves nothing of {self.epochs} epochs: "
-                "lower it or raise epochs"
+                f"warmup_epochs {self.warmup_epochs} leaves nothing of "
+                f"{quantity(self.epochs, 'epoch')}: lower it or raise epochs"
             )
 
     @property

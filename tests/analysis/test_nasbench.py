@@ -100,7 +100,10 @@ def test_unknown_architecture_is_one_line(write, text, fault):
     [
         ([], "has 0 columns 'arch' ()"),
         ([HEADER], "has no rows: give it one for each architecture"),
-        (["arch,params_m,flops_m", f"{A},1,1"], "has 0 columns 'cifar10_test' (arch, params_m, fl"),
+        (
+            ["arch,params_m,flops_m", f"{A},1,1"],
+            "has 0 columns 'cifar10_test' (arch, params_m, flops_m): give it one",
+        ),
         (["arch,cifar10_test,params_m,params_m", f"{A},1,1,1"], "has 2 columns 'params_m'"),
         (
             [HEADER, f"0,{A},0.94,1,1"],
@@ -324,7 +327,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path):
 def test_convert_command(nats_bench, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert command.run(["convert", str(write_archive(tmp_path, "file", (A, B)))]) == 0
-    assert capsys.readouterr().out == "2 architectures are in nasbench201.csv.gz\n"
+    assert capsys.readouterr().out == "nasbench201.csv.gz holds 2 architectures\n"
     assert load_table(Path("nasbench201.csv.gz")).rank(B) == 1
 
 

@@ -47,10 +47,20 @@ def scorer(monkeypatch, tmp_path):
     [
         ("serch", "unknown command 'serch': choose one of search, score, correlate"),
         ("search resnet", "unknown preset 'resnet': choose from nas-bench-201, nas-bench-201-be"),
-        ("search --sede 3", "Unrecognized options: --sede, 3 (see tenas search --help)"),
+        (
+            "search --sede 3",
+            "Unrecognized options: --sede, 3: did you mean --seed? (see tenas search --help)",
+        ),
+        ("search --repeat=3", "options: --repeat=3: did you mean --repeats? (see tenas search --h"),
+        ("search --ntk.chanels 3", "--ntk.chanels, 3: did you mean --ntk.channels? (see"),
+        ("score --metric kappa --seeed 4", "kappa, --seeed, 4: did you mean --metrics, --seed? (s"),
         ("search --seed 3 nas-bench-201", "Unrecognized options: nas-bench-201 (see"),
         ("search --seed x", "Error parsing --seed: invalid literal for int()"),
-        ("search --seed", "Missing value for argument '--seed'"),
+        ("search --seed", "argument '--seed': expected 1 value (see tenas search --help)"),
+        (
+            "search --metrics -snip",
+            "'--metrics': expected 1 value; write --metrics=-snip (see tenas",
+        ),
         ("search --seed -1", "seed must be an integer of at least 0, not -1"),
         ("search --repeats 0", "repeats must be an integer of at least 1, not 0"),
         ("search --ntk.batch-size 1", "ntk.batch_size must be an integer of at least 2, not 1"),
@@ -92,7 +102,9 @@ def test_a_process_ends_with_the_line_and_exit_code_2(tmp_path, encoding):
     )
     assert run.returncode == 2
     assert run.stdout == b""
-    assert run.stderr == b"tenas: Unrecognized options: --sede, 3 (see tenas search --help)\n"
+    assert run.stderr == (
+        b"tenas: Unrecognized options: --sede, 3: did you mean --seed? (see tenas search --help)\n"
+    )
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
@@ -299,5 +311,5 @@ def test_more_devices_than_there_are(monkeypatch):
     config = SimpleNamespace(update=lambda *_: None, jax_disable_jit=False)
     monkeypatch.setattr(runtime, "jax", SimpleNamespace(config=config, devices=lambda: only))
     assert runtime.configure_jax(runtime.Machine(1, runtime.NO_CACHE)) == only
-    with pytest.raises(InputError, match="there are 1 devices, not 2: lower --devices"):
+    with pytest.raises(InputError, match="found 1 device, not 2: lower --devices"):
         runtime.configure_jax(runtime.Machine(2, runtime.NO_CACHE))

@@ -30,6 +30,8 @@ def test_pictures_are_drawn_beside_the_result(finished, tmp_path, capsys):
     for path in made:
         assert path.read_bytes().startswith(b"%PDF-")
         assert b"/MediaBox [ 0 0 237.6 " in path.read_bytes()  # 3.3 inches of 72 points
+        assert b"/TrueType" in path.read_bytes() or b"/CIDFontType2" in path.read_bytes()
+        assert b"/Type3" not in path.read_bytes()
 
 
 @pytest.mark.parametrize(("kind", "start"), [("svg", b"<?xml"), ("png", b"\x89PNG")])

@@ -61,6 +61,27 @@ def test_scores_are_the_means_over_the_repeats(scorer, capsys, tmp_path):
         assert list(map(float, values)) == expected.tolist()
 
 
+def test_scores_of_few_architectures_are_printed(scorer, capsys, tmp_path):
+    assert cli.main(["score", ONE, "--workdir", "one", *METRICS]) == 0
+    facts, *_, genotype, heading, kappa, regions, last = capsys.readouterr().out.splitlines()
+    assert facts.startswith("nas-bench-201: 1 architecture of nas-bench-201, 80 images of photos, ")
+    assert " 1 repeat each, " in facts
+    [_, values] = rows(tmp_path / "one" / "scores.csv")
+    assert (genotype, heading.split()) == (f"1  {ONE}", ["metric", "1"])
+    assert kappa.split() == ["kappa", f"{float(values[1]):.5g}"]
+    assert regions.split() == ["regions", f"{float(values[2]):.5g}"]
+    assert last == "scores are in one/scores.csv"
+    assert cli.main(["score", "--sample", "5", "--workdir", "five", *METRICS]) == 0
+    out = capsys.readouterr().out
+    assert [line.split() for line in out.splitlines() if line.startswith("metric")] == [
+        ["metric", "1", "2", "3", "4", "5"]
+    ]
+    genotypes = [row[0] for row in rows(tmp_path / "five" / "scores.csv")[1:]]
+    assert all(f"\n{number}  {text}\n" in out for number, text in enumerate(genotypes, start=1))
+    assert cli.main(["score", "--sample", "6", "--workdir", "six", *METRICS]) == 0
+    assert "metric" not in capsys.readouterr().out
+
+
 def test_scores_that_were_edited_are_not_correlated(scorer, capsys, tmp_path):
     words = ["score", ONE, TWO, "--workdir", "run", *METRICS]
     assert cli.main(words) == 0

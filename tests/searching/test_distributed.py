@@ -162,7 +162,7 @@ def test_what_one_process_refuses_ends_all(cache, tmp_path):
     damaged = f"{used / 'config.json'} is damaged: start again in another --workdir"
     missing = "no file 'nowhere.npz': npz:PATH names an existing .npz file"
     differs = (
-        "process 1 differs from process 0 in data_fingerprint, seed: "
+        "process 1 differs from process 0 in the images, seed: "
         "give every process the same preset, flags and images"
     )
     lines = [

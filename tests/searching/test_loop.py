@@ -238,7 +238,7 @@ def test_another_search_is_refused_by_the_names_of_its_fields(tmp_path):
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     other = dataclasses.replace(CONFIG, seed=8, ntk=NTKConfig(batch_size=30))
     for resume in (False, True):
-        with pytest.raises(InputError, match=r"differs in data_fingerprint, seed, ntk.batch_size:"):
+        with pytest.raises(InputError, match=r"differs in the images, seed, ntk.batch_size:"):
             search(tmp_path, config=other, data_fingerprint="beef", resume=resume)
     with pytest.raises(InputError, match=r"differs in preset:"):
         search(tmp_path, preset="other", resume=True)

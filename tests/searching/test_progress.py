@@ -74,7 +74,7 @@ def test_no_more_lines_than_the_interval_allows(console, log, monkeypatch):
     lines = shown._Lines(console)
     for second in range(101):
         clock.now = 100.0 + second
-        lines.show(Step("round 1", second, 100, "rows", 100.0 - second))
+        lines.show(Step("round 1", second, 100, "row", 100.0 - second))
     assert log.getvalue().splitlines() == [
         "round 1: 0 of 100 rows done, 0 s elapsed, about 1 min 40 s left",
         "round 1: 30 of 100 rows done, 30 s elapsed, about 1 min 10 s left",
