@@ -200,7 +200,7 @@ def run_commands(text):
         elif words[0] == "cp":
             shutil.copy(ROOT / words[1], words[2])
         elif not line.startswith(INSTALLING):
-            assert line in (ROOT / ".ci" / "run").read_text().splitlines()
+            assert f"{line}\n" in (ROOT / ".ci" / "run").read_text()
     run_together(together)
 
 

@@ -7,8 +7,9 @@
   multiplied by zero, also in single paths. Kernel and regions keep only two branches, which skip a
   whole row: if it pads a batch, and if no image reaches the output. Other metrics of single paths
   branch on any backend, because some depend on which operators are computed.
-- A TPU uses the CPU's layout, but with all cotangents at once: XLA's estimates for convolutions of
-  few channels favor it, and it compiles faster. Loops and copies per row take another form.
+- A TPU multiplies matrices: convolutions are products with banded matrices, without loops, and few
+  cotangents at once stay on the chip. Pruned operators are multiplied by zero; single paths skip
+  them.
 
 The backend is that of `tenas_jax.numerics.backend`. The measurements are in `docs/accelerators.md`.
 """
@@ -16,13 +17,13 @@ The backend is that of `tenas_jax.numerics.backend`. The measurements are in `do
 import math
 import sys
 
-from tenas_jax.networks.batch_minor import BATCH_MINOR, BatchMinor
+from tenas_jax.networks.banded import BANDED
+from tenas_jax.networks.batch_minor import BATCH_MINOR
 from tenas_jax.networks.layouts import ChannelsLast, Layout
 from tenas_jax.numerics import backend
 
 # Fusing depthwise and pointwise convolutions is less work if kernels are dense anyway.
 NHWC_ON_GPU = ChannelsLast(few_channels=sys.maxsize, loops=False, dense=True)
-BATCH_MINOR_ON_TPU = BatchMinor(in_place=False)
 # Maximum of images times cotangents in a backward pass on an accelerator; a supernet of
 # NAS-Bench-201 needs 0.23 MiB for each.
 IMAGES_AT_ONCE = 2**14
@@ -32,13 +33,13 @@ def network_layout() -> Layout:
     """The layout of proxy networks on this backend.
 
     Returns:
-        On a GPU, of whatever vendor, NHWC; elsewhere the batch-minor layout.
+        On a GPU, of whatever vendor, NHWC; on a TPU banded matrices; otherwise batch-minor.
 
     Example:
         >>> network_layout() is BATCH_MINOR  # on a CPU
         True
     """
-    special: dict[str, Layout] = {"gpu": NHWC_ON_GPU, "tpu": BATCH_MINOR_ON_TPU}
+    special: dict[str, Layout] = {"gpu": NHWC_ON_GPU, "tpu": BANDED}
     return special.get(backend(), BATCH_MINOR)
 
 
@@ -87,17 +88,17 @@ def chunk_size(n: int, *, single_path: bool = False, rolled: bool = False) -> in
         rolled: whether its edges are computed in loops.
 
     Returns:
-        On a CPU a divisor of n, because passes of another size would also be compiled. Elsewhere n,
-        or fewer if the images are too many for the memory.
+        On a CPU or TPU a divisor of n, because passes of another size would also be compiled. On a
+        GPU n, or fewer if the images are too many for the memory.
 
     Example:
         >>> 72 % chunk_size(72)
         0
     """
-    if backend() != "cpu":
+    if backend() not in ("cpu", "tpu"):
         passes = math.ceil(n * n / IMAGES_AT_ONCE)
         return math.ceil(n / passes)
-    if rolled:
+    if rolled or backend() == "tpu":
         return max(size for size in range(1, 9) if n % size == 0)
     return math.gcd(n, 4 if single_path else 2)
 

@@ -26,7 +26,7 @@ matters. With 3 channels, XLA's own convolution runs at 1 GFLOP/s on a CPU; thes
 - A convolution whose edges are all pruned is skipped at run time (`lax.cond`).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, reduce
 from operator import add
@@ -58,7 +58,6 @@ class Window(NamedTuple):
     size: int
     stride: int
     padding: int
-    in_place: bool = True  # see `BatchMinor`
 
     def outputs(self, pixels: int) -> int:
         """Number of output pixels along an axis with `pixels` input pixels."""
@@ -83,14 +82,11 @@ class BatchMinor:
         channel_axis: see `tenas_jax.networks.layouts.Layout`, like the next two.
         loops: whether edges may be computed in loops.
         few_channels: up to how many channels two convolutions are one.
-        in_place: whether loops write their rows into one array, as a CPU does without a copy. A TPU
-            copies: there the rows of input gradients are stacked, and average pools have no loop.
     """
 
     channel_axis: int = 1
     loops: bool = True
     few_channels: int = 16  # measured at `tenas_jax.networks.stencils.depthwise_conv`
-    in_place: bool = True
 
     def from_nhwc(self, images: Float[Array, "n h w c"]) -> Float[Array, "h c w n"]:
         return images.transpose(1, 3, 2, 0)
@@ -143,7 +139,7 @@ class BatchMinor:
         return _from_phases(y, phases)
 
     def avg_pool(self, x: Array, *, stride: int) -> Array:
-        return avg_pool(x, stride, self.in_place)
+        return avg_pool(x, stride)
 
     def max_pool(self, x: Array, *, stride: int) -> Array:
         return max_pool(x, stride)
@@ -168,7 +164,7 @@ class BatchMinor:
             # The border of such a kernel reads no pixel of images that small.
             unread = padding - max(x.shape[::2]) + 1
             kernel, padding = kernel[unread:-unread, unread:-unread], padding - unread
-        return x, kernel, Window(len(kernel), stride, padding, self.in_place)
+        return x, kernel, Window(len(kernel), stride, padding)
 
 
 BATCH_MINOR = BatchMinor()
@@ -343,7 +339,7 @@ def _input_gradient(
     `stride` rows and columns of the input are computed at once, from `reach` of the output.
     """
     several, height, channels, width, n = input_shape
-    (size, stride, padding, in_place), before, after = window, window.before, window.after
+    (size, stride, padding), before, after = window, window.before, window.after
     reach = before + 1 + after
     outputs, rows = kernel.shape[-1], window.outputs(height)
     if size == 1:
@@ -368,32 +364,22 @@ def _input_gradient(
         first = gradient(i, 1, 0, count).reshape(count * outputs, length)
         ring = lax.dynamic_update_slice(ring, first, ((before + 1) * outputs, before * n))
 
-        def fold_row(ring: Array, h: Array) -> tuple[Array, Iterator[Array]]:
+        def fold_row(h: Array, state: tuple[Array, list[Array]]) -> tuple[Array, list[Array]]:
+            ring, phases = state
             turn, last = _turn(h, reach), h + after
             row = gradient(i, 1, jnp.minimum(last, rows - 1), 1)[0, 0]
             ring = _place(ring, jnp.where(last < rows, row, 0), turn, before * n)
             columns = lax.dot(take_rows(turned, turn, 1)[0], ring, precision=PRECISION)
             columns = columns.reshape(stride, size, channels, -1)
-            return ring, (fold_phase(columns, phase) for phase in range(stride))
-
-        def put_rows(h: Array, state: tuple[Array, list[Array]]) -> tuple[Array, list[Array]]:
-            ring, folded = fold_row(state[0], h)
+            folded = (fold_phase(columns, phase) for phase in range(stride))
             return ring, [
                 lax.dynamic_update_slice(
                     x, row.reshape(1, 1, *x.shape[2:]), (i, h, 0, 0), allow_negative_indices=False
                 )
-                for x, row in zip(state[1], folded, strict=True)
+                for x, row in zip(phases, folded, strict=True)
             ]
 
-        def stack_rows(ring: Array, h: Array) -> tuple[Array, list[Array]]:
-            ring, folded = fold_row(ring, h)
-            return ring, [row.reshape(stride * channels, -1) for row in folded]
-
-        gradients: list[Array]
-        if in_place:
-            gradients = lax.fori_loop(0, steps, put_rows, (ring, phases))[1]
-        else:
-            gradients = lax.scan(stack_rows, ring, jnp.arange(steps))[1]
+        gradients: list[Array] = lax.fori_loop(0, steps, fold_row, (ring, phases))[1]
         return gradients
 
     def fold_phase(columns: Float[Array, "s k c l"], phase: int) -> Float[Array, "s c l2"]:
@@ -405,12 +391,8 @@ def _input_gradient(
         return reduce(add, [columns[:, j, :, k * n : (k + blocks) * n] for j, k in seen])
 
     steps = -(-height // stride)
-    if in_place:
-        zeros = jnp.zeros((several, steps, stride * channels, blocks * n), kernel.dtype)
-        phases = lax.fori_loop(0, several, fold, [zeros] * stride)
-    else:
-        each = [fold(i, []) for i in range(several)]
-        phases = [jnp.stack(phase) for phase in zip(*each, strict=True)]
+    zeros = jnp.zeros((several, steps, stride * channels, blocks * n), kernel.dtype)
+    phases = lax.fori_loop(0, several, fold, [zeros] * stride)
     phases = [x.reshape(several, -1, channels, blocks, n)[:, :height] for x in phases]
     return reduce(add, [_spread(x, stride, phase, width) for phase, x in enumerate(phases)])
 

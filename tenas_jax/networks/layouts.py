@@ -9,9 +9,11 @@ uses the statistics of the batch: an untrained network has no others.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
@@ -198,14 +200,10 @@ def block_diagonal(kernel: Array, groups: int) -> Array:
     return dense.reshape(height, width, groups * inputs, outputs)
 
 
-def subsample(layout: Layout, x: Array, stride: int) -> Array:
-    """Every `stride`-th pixel of every `stride`-th row."""
-    if stride == 1:
-        return x
-    height, width = (0, 2) if layout.channel_axis == 1 else (1, 2)
-    index = [slice(None)] * 4
-    index[height] = index[width] = slice(None, None, stride)
-    return x[tuple(index)]
+def shape_after(layout: Layout, x: Array, stride: int) -> tuple[int, ...]:
+    """The shape of images after an operator with a stride that keeps their channels."""
+    shape: tuple[int, ...] = jax.eval_shape(partial(layout.avg_pool, stride=stride), x).shape
+    return shape
 
 
 def spread(layout: Layout, x: Array, weight: Float[Array, "edge"]) -> Array:
@@ -216,7 +214,7 @@ def spread(layout: Layout, x: Array, weight: Float[Array, "edge"]) -> Array:
 
 def join(layout: Layout, parts: Sequence[Array], edges: int) -> Array:
     """Concatenate channels that are grouped by edge, edge by edge."""
-    axis = layout.channel_axis % 4
+    axis = layout.channel_axis % parts[0].ndim
     grouped = [
         part.reshape(*part.shape[:axis], edges, part.shape[axis] // edges, *part.shape[axis + 1 :])
         for part in parts

@@ -20,7 +20,7 @@ from tenas_jax.errors import InputError
 from tenas_jax.metrics.activations import executed_patterns
 from tenas_jax.networks.initializers import get_initializer
 from tenas_jax.networks.layers import DEVIATIONS, ConvBatchNorm, Layer, side_by_side
-from tenas_jax.networks.layouts import Layout, join, spread, subsample
+from tenas_jax.networks.layouts import Layout, join, shape_after, spread
 
 # The Flax collections for activation patterns, and for the number of kept operators that read each
 # neuron.
@@ -86,7 +86,7 @@ class Zero(Op):
 
     def __call__(self, x: Array, weight: Float[Array, "edge"]) -> Array:
         """Zeros."""
-        shape = list(subsample(self.layout, x, self.stride).shape)
+        shape = list(shape_after(self.layout, x, self.stride))
         shape[self.layout.channel_axis] = weight.size * self.features
         return jnp.zeros(shape, x.dtype)
 
@@ -247,7 +247,7 @@ class SeparableConv(Op):
             if first:
                 readers = kept.sum()
             else:  # each edge reads its own channels
-                shape = [1] * 4
+                shape = [1] * x.ndim
                 shape[self.layout.channel_axis] = kept.size * channels
                 readers = jnp.repeat(kept, channels).astype(int).reshape(shape)
             activations = relu(self, self.layout, x, readers)

@@ -61,12 +61,9 @@ def _seen(pixels: int, dtype: jnp.dtype) -> Float[Array, "pixel"]:
 
 
 def _box(
-    x: Float[Array, "h c w n"], rows: Float[Array, "h"], columns: Float[Array, "w"], in_place: bool
+    x: Float[Array, "h c w n"], rows: Float[Array, "h"], columns: Float[Array, "w"]
 ) -> Float[Array, "h c w n"]:
     """Sum over the 3 x 3 neighborhood of the pixels, weighted by row and by column."""
-    if not in_place:
-        weighted = x * (rows[:, None] * columns[None])[:, None, :, None]
-        return reduce(add, _neighbors(reduce(add, _neighbors(weighted, 0, 0.0)), 2, 0.0))
     height, channels, width, n = x.shape
     count = min(3, height)
     # Row h reads `count` rows; rows that are not its neighbors have weight zero.
@@ -92,30 +89,25 @@ def _box(
     return total.reshape(x.shape)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def avg_pool(x: Float[Array, "h c w n"], stride: int, in_place: bool) -> Float[Array, "h2 c w2 n"]:
-    """3 x 3 average with padding 1 over the pixels inside the image.
-
-    `in_place` it is a loop over rows, see `tenas_jax.networks.batch_minor.BatchMinor`.
-    """
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def avg_pool(x: Float[Array, "h c w n"], stride: int) -> Float[Array, "h2 c w2 n"]:
+    """3 x 3 average with padding 1 over the pixels inside the image."""
     rows, columns = (jnp.ones(pixels, x.dtype) for pixels in x.shape[::2])
     height, width = (_seen(pixels, x.dtype) for pixels in x.shape[::2])
-    average = _box(x, rows, columns, in_place) / (height[:, None] * width[None])[:, None, :, None]
+    average = _box(x, rows, columns) / (height[:, None] * width[None])[:, None, :, None]
     return average[::stride, :, ::stride]
 
 
-def _avg_pool_forward(x: Array, stride: int, in_place: bool) -> tuple[Array, Array]:
-    return avg_pool(x, stride, in_place), jnp.zeros((0, *x.shape), x.dtype)
+def _avg_pool_forward(x: Array, stride: int) -> tuple[Array, Array]:
+    return avg_pool(x, stride), jnp.zeros((0, *x.shape), x.dtype)
 
 
-def _avg_pool_backward(
-    stride: int, in_place: bool, residuals: Array, cotangent: Array
-) -> tuple[Array]:
+def _avg_pool_backward(stride: int, residuals: Array, cotangent: Array) -> tuple[Array]:
     _, height, _, width, _ = residuals.shape
     if stride > 1:
         cotangent = dilate(cotangent, stride, height, width)
     rows, columns = (1 / _seen(pixels, cotangent.dtype) for pixels in (height, width))
-    return (_box(cotangent, rows, columns, in_place),)
+    return (_box(cotangent, rows, columns),)
 
 
 avg_pool.defvjp(_avg_pool_forward, _avg_pool_backward)

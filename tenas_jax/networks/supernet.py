@@ -20,7 +20,7 @@ from tenas_jax.architectures.cell_space import NONE, CellSpace
 from tenas_jax.errors import InputError
 from tenas_jax.networks.initializers import get_initializer
 from tenas_jax.networks.layers import DEVIATIONS
-from tenas_jax.networks.layouts import Layout, subsample
+from tenas_jax.networks.layouts import Layout, shape_after
 from tenas_jax.networks.ops import PATTERNS, READERS, Op, Zero
 from tenas_jax.networks.rolled import Steps, scan_all, scan_kept
 from tenas_jax.numerics import PRECISION
@@ -128,7 +128,7 @@ class Cell(nn.Module):
     def _in_loops(self, inputs: Sequence[Array], mask: Bool[Array, "edge op"]) -> list[Array]:
         """The values of all nodes, by a loop over the edges; two loops if the inputs are larger."""
         layout, first = self.layout, jnp.stack(inputs)
-        shape = list(subsample(layout, inputs[0], self.stride).shape)
+        shape = list(shape_after(layout, inputs[0], self.stride))
         shape[layout.channel_axis] = self.features
         values = jnp.zeros((self.space.num_nodes + 1, *shape), first.dtype)
         readers = tuple(range(self.space.num_nodes - 1))

@@ -5,19 +5,19 @@ import pytest
 
 from tenas_jax.host.devices import traced_for
 from tenas_jax.networks.backends import (
-    BATCH_MINOR_ON_TPU,
     NHWC_ON_GPU,
     chunk_size,
     cuts_by_products,
     network_layout,
     rows_per_call,
 )
+from tenas_jax.networks.banded import BANDED
 from tenas_jax.networks.batch_minor import BATCH_MINOR
 
 
 @pytest.mark.parametrize(
     ("backend", "layout"),
-    [("cpu", BATCH_MINOR), ("gpu", NHWC_ON_GPU), ("tpu", BATCH_MINOR_ON_TPU)],
+    [("cpu", BATCH_MINOR), ("gpu", NHWC_ON_GPU), ("tpu", BANDED)],
 )
 def test_the_layout_is_that_of_the_backend(backend, layout, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
@@ -40,6 +40,12 @@ def test_the_backend_is_that_of_the_devices_at_hand(monkeypatch):
 )
 def test_passes_of_an_accelerator_are_bounded_and_of_even_size(images, chunk, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert chunk_size(images) == chunk
+
+
+@pytest.mark.parametrize(("images", "chunk"), [(14, 7), (72, 8), (256, 8), (257, 1)])
+def test_passes_of_a_tpu_are_small_divisors(images, chunk, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert chunk_size(images) == chunk
 
 

@@ -13,7 +13,8 @@ from smaller import SMALL_DARTS, SMALL_NAS_BENCH_201
 from tenas_jax.architectures import enumeration as architectures
 from tenas_jax.architectures.cell_space import has_dead_operators
 from tenas_jax.architectures.space import ProxySize
-from tenas_jax.networks.backends import BATCH_MINOR_ON_TPU, NHWC_ON_GPU, chunk_size
+from tenas_jax.networks.backends import NHWC_ON_GPU, chunk_size
+from tenas_jax.networks.banded import BANDED
 from tenas_jax.networks.batch_minor import BATCH_MINOR
 from tenas_jax.networks.initializers import initialize, quick_key
 from tenas_jax.networks.layouts import NHWC
@@ -144,7 +145,7 @@ CELLS = {
 FORMS = {
     "nas-bench-201": ("nas-bench-201", BATCH_MINOR, False, False),
     "nas-bench-201-path": ("nas-bench-201", BATCH_MINOR, True, False),
-    "nas-bench-201-tpu": ("nas-bench-201", BATCH_MINOR_ON_TPU, False, False),
+    "nas-bench-201-tpu": ("nas-bench-201", BANDED, False, False),
     "darts-normal-path-nhwc": ("darts-normal", NHWC, True, True),
     "darts-reduce": ("darts-reduce", BATCH_MINOR, False, True),
     "darts-reduce-path": ("darts-reduce", BATCH_MINOR, True, True),
