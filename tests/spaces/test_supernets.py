@@ -150,6 +150,7 @@ FORMS = {
     "darts-reduce": ("darts-reduce", BATCH_MINOR, False, True),
     "darts-reduce-path": ("darts-reduce", BATCH_MINOR, True, True),
     "darts-reduce-gpu": ("darts-reduce", NHWC_ON_GPU, False, True),
+    "darts-reduce-tpu": ("darts-reduce", BANDED, False, True),
 }
 CHANNELS = 12  # of two edges more than those up to which NHWC fuses convolutions
 PATHS = [name for name, (_, _, single_path, _) in FORMS.items() if single_path]
