@@ -8,7 +8,7 @@ import jaxtyping
 
 # A search calls some functions hundreds of thousands of times: to check each takes longer than
 # the search, and says nothing that these do not say.
-CALLS = 10
+CALLS = 3
 
 every_call = jaxtyping.jaxtyped
 counts = Counter()  # by code, which is one of all functions that a `def` makes
