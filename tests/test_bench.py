@@ -47,7 +47,6 @@ def thinned_mask(space_name: str) -> np.ndarray:
 
 def test_the_plain_flax_network_is_ours() -> None:
     import jax
-    from compilation import quick_jit
 
     from bench import plain_flax
     from tenas_jax.networks.layouts import NHWC
@@ -62,7 +61,7 @@ def test_the_plain_flax_network_is_ours() -> None:
         lambda leaf: generator.uniform(-1, 1, leaf.shape).astype(np.float32), shapes
     )
 
-    @quick_jit
+    @jax.jit
     def logits(params: Any, images: Any, mask: Any) -> Any:
         ours = network.apply({"params": params}, images, mask)
         variables = {"params": plain_flax.from_supernet(params)}
@@ -76,7 +75,6 @@ def test_the_plain_flax_network_is_ours() -> None:
 def test_plain_models_are_the_same_in_pytorch(name: str) -> None:
     torch = pytest.importorskip("torch")
     import flax.linen as nn
-    from compilation import quick_jit
     from flax.traverse_util import flatten_dict
 
     from bench import plain_models
@@ -92,7 +90,7 @@ def test_plain_models_are_the_same_in_pytorch(name: str) -> None:
     images = np.random.default_rng(0).standard_normal((3, 8, 8, 3), np.float32)
     params = common.draw_weights(model, images)
     apply = partial(model.apply, mutable=["batch_stats"])
-    expected = quick_jit(apply)({"params": params}, images)[0]
+    expected = jax.jit(apply)({"params": params}, images)[0]
     tensors = plain_models.torch_parameters(flatten_dict(params, sep="/"))
     x = torch.from_numpy(images).permute(0, 3, 1, 2)
     actual = plain_models.torch_logits(model)(tensors, x)
@@ -118,7 +116,6 @@ def test_pytorch_reference_has_our_kernel(reference: ModuleType, space_name: str
     # Not at the top: the contestants' processes import this module.
     import jax
     import torch
-    from compilation import quick_jit
     from flax.traverse_util import flatten_dict
 
     from tenas_jax.metrics.ntk import empirical_ntk
@@ -140,7 +137,7 @@ def test_pytorch_reference_has_our_kernel(reference: ModuleType, space_name: str
     loop = reference.ntk_loop(theirs, theirs, torch_images).numpy()
     func = reference.ntk_func(theirs, torch_images, chunk_size=2).numpy()
 
-    @quick_jit
+    @jax.jit
     def ours(params: Any, images: Any, mask: Any) -> Any:
         def logits(params: Any, images: Any) -> Any:
             return network.apply({"params": params}, images, mask)

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import my_nas
 import numpy as np
 import pytest
-from compilation import quick_jit
 from measuring import measure_all
 
 from tenas_jax.architectures import enumeration
@@ -123,7 +122,7 @@ def test_logits_kernels_and_eager_logits(network):
     """One program of both, which takes long to trace and to compile."""
     space, module, params, x = network
 
-    @quick_jit
+    @jax.jit
     def logits_and_kernel(params, mask):
         def f(params, x):
             return applied(module, params, x, mask)
@@ -194,7 +193,7 @@ def test_metrics_of_a_row_are_numbers_of_its_mask(space, metrics, monkeypatch):
     pixels = rng().integers(0, 256, (12, 8, 8, 3), np.uint8)
     images = ImageSet(pixels, (0.5,) * 3, (0.25,) * 3, "noise")
     problem = look_up(config, space=space)
-    measure = quick_jit(measure_all(problem))
+    measure = jax.jit(measure_all(problem))
     (mask,) = enumeration.sample(space, 1, np.random.default_rng(3))
     kept = (space.initial_mask(), mask)
     rows = [measure(jax.random.key(0), each, Images.of(images)) for each in kept]

@@ -23,7 +23,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from archives import STUB, write_archive
-from compilation import quick_jit
 from fake_scorer import HashScorer
 
 from tenas_jax import api, cli
@@ -33,7 +32,6 @@ from tenas_jax.cli import eval as evaluate
 from tenas_jax.cli import session, train
 from tenas_jax.searching import scorer
 from tenas_jax.spaces import NAS_BENCH_201
-from tenas_jax.training import steps
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -153,7 +151,6 @@ def quick(files, cache, monkeypatch, tmp_path):
     monkeypatch.setattr(scorer, "make_scorer", PageScorer)
     monkeypatch.setitem(sys.modules, "nats_bench", STUB)
     monkeypatch.setattr(report, "write_plots", lambda *_: None)
-    monkeypatch.setattr(steps.jax, "jit", quick_jit)
     for command in (session, train, evaluate):
         monkeypatch.setattr(command, "configure_jax", lambda _: jax.devices()[:4])
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))

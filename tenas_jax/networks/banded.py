@@ -19,15 +19,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Float, Shaped
 
-from tenas_jax.networks.layouts import EPSILON, block_diagonal
+from tenas_jax.networks.layouts import EPSILON, Layout, block_diagonal
 from tenas_jax.networks.stencils import max_pool
 from tenas_jax.numerics import PRECISION
 
 
 @dataclass(frozen=True)
-class Banded:
+class Banded(Layout):
     """Square images as [c, h, w * n]; see the module's docstring.
 
     Args:
@@ -61,23 +61,6 @@ class Banded:
         return (x - mean) * (scale[:, None, None] * lax.rsqrt(variance + EPSILON)) + bias[
             :, None, None
         ]
-
-    def conv_batch_norm(
-        self,
-        x: Array,
-        kernel: Array,
-        scale: Array,
-        bias: Array,
-        *,
-        stride: int,
-        padding: int,
-        groups: int,
-        dilation: int = 1,
-        active: Bool[Array, ""] | bool,
-    ) -> Array:
-        del active  # zero scale and bias make the result zero
-        y = self.conv(x, kernel, stride=stride, padding=padding, dilation=dilation, groups=groups)
-        return self.batch_norm(y, scale, bias)
 
     def avg_pool(self, x: Array, *, stride: int) -> Array:
         height, n = x.shape[1], _images(x)

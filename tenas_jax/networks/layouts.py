@@ -70,6 +70,9 @@ class Layout(Protocol):
         active: Bool[Array, ""] | bool,
     ) -> Array:
         """`batch_norm(conv(x))`; if not `active`, scale and bias are zero."""
+        del active  # zero scale and bias make the result zero
+        y = self.conv(x, kernel, stride=stride, padding=padding, dilation=dilation, groups=groups)
+        return self.batch_norm(y, scale, bias)
 
     def avg_pool(self, x: Array, *, stride: int) -> Array:
         """3 x 3 average, padding 1, over the pixels inside the image."""
@@ -88,7 +91,7 @@ class Layout(Protocol):
 
 
 @dataclass(frozen=True)
-class ChannelsLast:
+class ChannelsLast(Layout):
     """NHWC with `jax.lax`, differentiated by JAX: the reference for the fast layout.
 
     Args:
@@ -135,23 +138,6 @@ class ChannelsLast:
         variance = jnp.square(x - mean).mean((0, 1, 2), keepdims=True)
         normalized = (x - mean) * lax.rsqrt(variance + EPSILON)
         return normalized * scale[None, None, None] + bias[None, None, None]
-
-    def conv_batch_norm(
-        self,
-        x: Array,
-        kernel: Array,
-        scale: Array,
-        bias: Array,
-        *,
-        stride: int,
-        padding: int,
-        groups: int,
-        dilation: int = 1,
-        active: Bool[Array, ""] | bool,
-    ) -> Array:
-        del active  # zero scale and bias make the result zero
-        y = self.conv(x, kernel, stride=stride, padding=padding, dilation=dilation, groups=groups)
-        return self.batch_norm(y, scale, bias)
 
     def avg_pool(self, x: Array, *, stride: int) -> Array:
         pads = ((1, 1), (1, 1))

@@ -14,7 +14,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from compilation import quick_jit
 
 from tenas_jax.cli import eval as evaluate
 from tenas_jax.cli import export, train
@@ -32,17 +31,13 @@ DARTS_GENOTYPE = (
     f"Genotype(normal={PAIRS}, normal_concat=range(2, 6), reduce={PAIRS}, "
     "reduce_concat=range(2, 6))"
 )
-# With programs compiled as they are here, so that the same numbers are to be expected.
 RUN = """
 import sys
 import jax
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_compilation_cache_dir", sys.argv[1])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-from compilation import quick_jit
-from tenas_jax.training import steps as training
 from tenas_jax.cli import train
-training.jax.jit = quick_jit
 train.configure_jax = lambda _: jax.devices()
 sys.exit(train.run(sys.argv[2:]))
 """
@@ -67,13 +62,11 @@ def compiled_once(folder):
     """Trainings of the same network compile it once."""
     names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
     before = {name: getattr(jax.config, name) for name in names}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.jax, "jit", quick_jit)
-        for name, value in zip(names, (str(folder / "cache"), 0), strict=True):
-            jax.config.update(name, value)
-        yield
-        for name, value in before.items():
-            jax.config.update(name, value)
+    for name, value in zip(names, (str(folder / "cache"), 0), strict=True):
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compilation import quick_jit
 from numpy.lib.stride_tricks import sliding_window_view
 
 from tenas_jax.data.sampling import sample_images, sample_patches
@@ -48,12 +47,12 @@ def find_crop(crop, images, padding):
     ]
 
 
-@partial(quick_jit, static_argnames=("n", "padding"))
+@partial(jax.jit, static_argnames=("n", "padding"))
 def draw_images(key, images, n=COUNT, padding=PADDING):
     return sample_images(key, images, n, padding=padding, mean=MEAN, std=STD)
 
 
-@partial(quick_jit, static_argnames=("n", "size", "mean", "std"))
+@partial(jax.jit, static_argnames=("n", "size", "mean", "std"))
 def draw_patches(key, images, n=COUNT, size=3, mean=MEAN, std=STD):
     return sample_patches(key, images, n, size=size, mean=mean, std=std)
 
@@ -154,9 +153,9 @@ def test_the_key_decides_alike_eagerly_jitted_and_mapped(draw, images):
     draw = partial(draw, n=8, mean=MEAN, std=STD)
     keys = jax.random.split(jax.random.key(0), 3)
     eager = draw(keys[0], images)
-    jitted_draw = quick_jit(draw)
+    jitted_draw = jax.jit(draw)
     jitted = [jitted_draw(key, images) for key in keys]
-    mapped = quick_jit(jax.vmap(draw, in_axes=(0, None)))(keys, images)
+    mapped = jax.jit(jax.vmap(draw, in_axes=(0, None)))(keys, images)
     np.testing.assert_allclose(jitted[0], eager, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(mapped, jitted, rtol=1e-6, atol=1e-6)
     assert np.array_equal(draw(keys[0], images), eager)
@@ -165,7 +164,7 @@ def test_the_key_decides_alike_eagerly_jitted_and_mapped(draw, images):
 
 def test_mean_and_std_may_be_arrays(images):
     images = jnp.asarray(images)
-    draw = quick_jit(partial(sample_images, n=4, padding=1))
+    draw = jax.jit(partial(sample_images, n=4, padding=1))
     arrays = draw(jax.random.key(0), images, mean=jnp.array(MEAN), std=jnp.array(STD))
     expected = draw_images(jax.random.key(0), images, 4, 1)
     np.testing.assert_allclose(arrays, expected, rtol=1e-6, atol=1e-6)

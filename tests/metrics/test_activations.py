@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compilation import quick_jit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
@@ -106,7 +105,7 @@ def test_every_way_to_write_a_relu_counts_once(name):
     patterns = activation_patterns(partial(perceptron, RELUS[name]))
     np.testing.assert_array_equal(patterns(weights, x), by_hand(weights, x, LEAKY.get(name, 0)))
     np.testing.assert_array_equal(
-        quick_jit(patterns)(weights, x), by_hand(weights, x, LEAKY.get(name, 0))
+        jax.jit(patterns)(weights, x), by_hand(weights, x, LEAKY.get(name, 0))
     )
 
 
@@ -132,7 +131,7 @@ def test_the_steps_of_a_scan_count_in_order_of_execution(model):
     weights, x = case()
     patterns = activation_patterns(model)
     np.testing.assert_array_equal(patterns(weights, x), by_hand(weights, x))
-    np.testing.assert_array_equal(quick_jit(patterns)(weights, x), by_hand(weights, x))
+    np.testing.assert_array_equal(jax.jit(patterns)(weights, x), by_hand(weights, x))
 
 
 def test_a_reversed_scan_counts_backwards():
@@ -156,9 +155,9 @@ def test_vmap_over_parameters_and_batches():
     cases = [case(seed) for seed in (0, 1)]
     weights, x = (np.stack(each) for each in zip(*cases, strict=True))
     for model in (scanned, partial(perceptron, jax.nn.relu)):
-        patterns = quick_jit(jax.vmap(activation_patterns(model)))(weights, x)
+        patterns = jax.jit(jax.vmap(activation_patterns(model)))(weights, x)
         np.testing.assert_array_equal(patterns, np.stack([by_hand(*each) for each in cases]))
-        counts = quick_jit(jax.vmap(partial(linear_regions, model)))(weights, x)
+        counts = jax.jit(jax.vmap(partial(linear_regions, model)))(weights, x)
         assert counts.tolist() == [len({tuple(row) for row in p}) for p in patterns.tolist()]
 
 
@@ -175,7 +174,7 @@ def test_flax_normalizations_are_no_neurons(features):
             return nn.Dense(3)(nn.GroupNorm(2)(x))
 
     _, x = case()
-    variables = quick_jit(Network().init)(jax.random.key(0), x)
+    variables = jax.jit(Network().init)(jax.random.key(0), x)
 
     def model(params, x):
         return Network().apply({**variables, "params": params}, x, mutable=["batch_stats"])[0]
@@ -187,7 +186,7 @@ def test_flax_normalizations_are_no_neurons(features):
     x = first @ np.float64(params["Dense_1"]["kernel"])
     second = x - x.mean(1, keepdims=True)
     expected = np.concatenate([first, second], 1) > 0
-    patterns = quick_jit(activation_patterns(model))(params, case()[1])
+    patterns = jax.jit(activation_patterns(model))(params, case()[1])
     np.testing.assert_array_equal(patterns, expected)
 
 
@@ -223,7 +222,7 @@ def test_models_that_are_pytrees_and_models_that_are_closures():
     of_argument = activation_patterns(lambda model, x: jax.vmap(model)(x))
     np.testing.assert_array_equal(of_argument(model, x), expected)
     np.testing.assert_array_equal(activation_patterns(jax.vmap(model))(x), expected)
-    np.testing.assert_array_equal(quick_jit(activation_patterns(jax.vmap(model)))(x), expected)
+    np.testing.assert_array_equal(jax.jit(activation_patterns(jax.vmap(model)))(x), expected)
 
     def apply(params, state, rng, x):
         hidden = jax.nn.relu(x @ params["linear"]["w"] + state["offset"])
@@ -251,9 +250,9 @@ def test_the_region_network_has_the_patterns_that_it_sows():
         generator.integers(12, size=40)
     ]
     mask = jnp.asarray(NAS_BENCH_201.initial_mask())
-    params = quick_jit(network.init)(jax.random.key(0), patches, mask)["params"]
+    params = jax.jit(network.init)(jax.random.key(0), patches, mask)["params"]
 
-    @quick_jit
+    @jax.jit
     def both(patches):
         _, sown = network.apply({"params": params}, patches, mask, mutable=[PATTERNS])
         read = activation_patterns(lambda x: network.apply({"params": params}, x, mask))(patches)
@@ -543,7 +542,7 @@ def branched_by_hand(use, weights, x):
 def test_a_branch_that_is_not_taken_is_inactive(model):
     weights, x = case()
     patterns = activation_patterns(model)
-    compiled = quick_jit(patterns)
+    compiled = jax.jit(patterns)
     for use in (True, False):
         expected, executed = branched_by_hand(use, weights, x)
         assert expected.any(0).sum() > 1
@@ -556,7 +555,7 @@ def test_a_branch_that_is_not_taken_is_inactive(model):
 
 def test_vmap_over_what_chooses_a_branch():
     weights, x = case()
-    both = quick_jit(jax.vmap(executed_patterns(branched), (0, None, None)))
+    both = jax.jit(jax.vmap(executed_patterns(branched), (0, None, None)))
     expected = [branched_by_hand(use, weights, x) for use in (False, True)]
     for actual, wanted in zip(
         both(jnp.array([False, True]), weights, x), zip(*expected, strict=True), strict=True
@@ -592,7 +591,7 @@ def test_each_step_of_a_scan_takes_its_own_branch(reverse):
         hidden = after
     for nested in (model, jax.jit(model)):
         patterns = executed_patterns(nested)
-        for run in (patterns, quick_jit(patterns)):
+        for run in (patterns, jax.jit(patterns)):
             actual = run(indices, x)
             np.testing.assert_array_equal(actual[0], np.concatenate(expected, 1))
             np.testing.assert_array_equal(actual[1], executed)
@@ -607,7 +606,7 @@ def test_branches_in_branches_around_a_scan():
     def outer(use, weights, x):
         return lax.cond(use, jax.jit(inner), lambda weights, x: jax.nn.relu(x), weights, x)
 
-    both = quick_jit(executed_patterns(outer))
+    both = jax.jit(executed_patterns(outer))
     layers, own = by_hand(weights, x), x > 0
     for use in (True, False):
         patterns, executed = both(use, weights, x)
@@ -658,7 +657,7 @@ def test_the_axis_of_samples_is_found_wherever_it_is(n):
     patterns = activation_patterns(lambda x: jax.nn.relu(jnp.abs(x.T).T - 1))
     expected = np.concatenate([x > 0, np.abs(x) > 1], 1)
     np.testing.assert_array_equal(patterns(x), expected)
-    np.testing.assert_array_equal(quick_jit(patterns)(x), expected)
+    np.testing.assert_array_equal(jax.jit(patterns)(x), expected)
     images = jnp.ones((1, n, 1)) * x[:, None]
     moved = activation_patterns(lambda x: jax.nn.relu(jnp.moveaxis(x, 0, 2)).sum((0, 1))[:, None])
     np.testing.assert_array_equal(moved(images), np.repeat(x > 0, n, 0).reshape(n, -1))

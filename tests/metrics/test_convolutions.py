@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compilation import quick_jit
 from jax import lax
 from jax.extend.core import jaxprs_in_params
 from jax.flatten_util import ravel_pytree
@@ -63,7 +62,7 @@ def test_backward_passes_in_a_loop_and_a_branch_are_the_same(model):
         return lax.map(row, jnp.eye(len(x)))
 
     fast = with_fast_convolutions(gradients)
-    expected, actual = quick_jit(gradients)(params, x), quick_jit(fast)(params, x)
+    expected, actual = jax.jit(gradients)(params, x), jax.jit(fast)(params, x)
     assert np.abs(expected[1:]).max() > 0
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
     program = jax.make_jaxpr(fast)(params, x).jaxpr

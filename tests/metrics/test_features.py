@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compilation import quick_jit
 
 from tenas_jax.errors import InputError
 from tenas_jax.metrics.features import (
@@ -21,9 +20,9 @@ from tenas_jax.metrics.features import (
 
 SHAPES = [(5, 8, 8, 3), (5, 4, 4, 6), (5, 4, 4, 6), (5, 2, 2, 12)]
 METRICS = {
-    "expressivity": quick_jit(az_expressivity),
-    "progressivity": quick_jit(az_progressivity),
-    "meco": quick_jit(meco),
+    "expressivity": jax.jit(az_expressivity),
+    "progressivity": jax.jit(az_progressivity),
+    "meco": jax.jit(meco),
 }
 
 
@@ -146,15 +145,15 @@ def signs_and_gradients(scale=1.0):
 @pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0, 100.0])
 def test_trainability_equals_the_naive_one(scale):
     gradients = list(signs_and_gradients(scale))
-    score = quick_jit(az_trainability)(gradients)
+    score = jax.jit(az_trainability)(gradients)
     np.testing.assert_allclose(score, naive_trainability(gradients), rtol=1e-4)
 
 
 def test_trainability_of_an_identity_is_minus_infinity():
     gradients = list(signs_and_gradients())
     signs = gradients[1][0]
-    assert quick_jit(az_trainability)([gradients[0], (signs, signs)]) == -np.inf
-    assert np.isnan(quick_jit(az_trainability)([(signs, np.nan * signs)]))
+    assert jax.jit(az_trainability)([gradients[0], (signs, signs)]) == -np.inf
+    assert np.isnan(jax.jit(az_trainability)([(signs, np.nan * signs)]))
 
 
 @pytest.mark.parametrize("gamma", [0.01, 0.3])
@@ -170,7 +169,7 @@ def test_zen_equals_the_naive_one(gamma):
         y = jax.nn.relu(y / deviation) @ params["b"]["kernel"] + params["b"]["bias"].mean()
         return y, jnp.log(jnp.stack([deviation, y.std()]))
 
-    score = quick_jit(partial(zen, f, gamma=gamma))(params, x, key)
+    score = jax.jit(partial(zen, f, gamma=gamma))(params, x, key)
 
     keys = jax.random.split(key, 3)
     first, second = np.split(np.asarray(jax.random.normal(keys[0], (35,)), float), [15])
@@ -219,12 +218,12 @@ def test_a_gradient_passes_through_one_cell_alone():
         return features
 
     given = f()
-    gradients = quick_jit(lambda: feature_gradients(f, jax.random.key(0)))()
+    gradients = jax.jit(lambda: feature_gradients(f, jax.random.key(0)))()
     cells = [first, *[partial(second, older=given[i]) for i in (0, 1)]]
     assert len(gradients) == len(cells)
     for before, cell, (cotangent, gradient) in zip(given[:-1], cells, gradients, strict=True):
         assert set(np.unique(cotangent)) == {-1, 1}
-        jacobian = quick_jit(jax.jacobian(cell))(before)
+        jacobian = jax.jit(jax.jacobian(cell))(before)
         expected = np.einsum("ij,ijkl->kl", cotangent, jacobian)
         np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-6)
     assert (gradients[0][0] != gradients[1][0]).any()

@@ -4,14 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compilation import quick_jit
 
 from tenas_jax.errors import InputError
 from tenas_jax.metrics.input_jacobian import epe_nas, input_jacobian, jacov
 
 K = 1e-5
-score_jacov = quick_jit(jacov)
-score_epe_nas = quick_jit(epe_nas, static_argnames="num_classes")
+score_jacov = jax.jit(jacov)
+score_epe_nas = jax.jit(epe_nas, static_argnames="num_classes")
 
 
 def correlation(a, b):
@@ -108,8 +107,8 @@ def test_the_jacobian_is_that_of_the_sum_of_all_outputs():
 
     with jax.enable_x64(True):
         x = {"a": draw.normal(size=(4, 2, 2)), "b": draw.normal(size=(4, 2))}
-        jacobian, outputs = quick_jit(lambda x: input_jacobian(logits, x))(x)
-        total = quick_jit(lambda x: logits(x).sum())
+        jacobian, outputs = jax.jit(lambda x: input_jacobian(logits, x))(x)
+        total = jax.jit(lambda x: logits(x).sum())
         expected = np.zeros((4, 6))
         for i, j in np.ndindex(4, 6):
             flat = np.concatenate([x["a"].reshape(4, 4), x["b"]], 1)

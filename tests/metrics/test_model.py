@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compilation import quick_jit
 from flax import linen, nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -130,7 +129,7 @@ METRICS = {
 
 def score(metric, f, params, x=X, **options):
     """A metric's value, compiled as a whole."""
-    return float(quick_jit(lambda p, x: METRICS[metric](f, p, x, **options))(params, x))
+    return float(jax.jit(lambda p, x: METRICS[metric](f, p, x, **options))(params, x))
 
 
 def without_biases(metric):
@@ -424,7 +423,7 @@ def test_labels_that_are_no_classes_are_refused_in_one_line(labels, message):
 )
 def test_models_in_half_precision_have_nearly_the_same_condition_number(engine, dtype):
     params, x = jax.tree.map(lambda leaf: leaf.astype(dtype), (PARAMS, X))
-    kappa = quick_jit(partial(ntk_condition_number, apply_fn, engine=engine))
+    kappa = jax.jit(partial(ntk_condition_number, apply_fn, engine=engine))
     assert kappa(params, x).dtype == jnp.float32
     assert float(kappa(params, x)) == pytest.approx(float(kappa(PARAMS, X)), rel=0.02)
     assert kappa(params, x[jnp.array([0, 1, 2, 3, 4, 0])]) == jnp.inf

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compilation import quick_jit
 
 from tenas_jax.errors import InputError
 from tenas_jax.metrics.ntk import (
@@ -85,13 +84,13 @@ def test_equals_the_naive_kernel_also_under_jit_and_vmap(engine, reduction):
                 coupled_network, params, x, engine=engine, reduction=reduction
             )
 
-        np.testing.assert_allclose(quick_jit(kappa)(params, x), np.linalg.cond(expected), rtol=1e-8)
+        np.testing.assert_allclose(jax.jit(kappa)(params, x), np.linalg.cond(expected), rtol=1e-8)
 
-        np.testing.assert_allclose(quick_jit(kernel)(params, x), expected, rtol=1e-10)
+        np.testing.assert_allclose(jax.jit(kernel)(params, x), expected, rtol=1e-10)
         pairs = [case(seed) for seed in (0, 1)]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *pairs)
         expected = np.stack([naive_kernel(*pair) for pair in pairs])
-        np.testing.assert_allclose(quick_jit(jax.vmap(kernel))(*stacked), expected, rtol=1e-10)
+        np.testing.assert_allclose(jax.jit(jax.vmap(kernel))(*stacked), expected, rtol=1e-10)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compilation import quick_jit
 from jax.flatten_util import ravel_pytree
 from scipy.stats import kendalltau
 
@@ -55,14 +54,14 @@ def mlp(params, x):
 # Compiled once for all tests: the proxies of the MLP, for its weights and for all its parameters.
 mlp_grad_norm, mlp_snip, mlp_zico, mlp_synflow = (
     {
-        "weights": quick_jit(partial(proxy, mlp)),
-        "all": quick_jit(partial(proxy, mlp, select=everything)),
+        "weights": jax.jit(partial(proxy, mlp)),
+        "all": jax.jit(partial(proxy, mlp, select=everything)),
     }
     for proxy in (grad_norm, snip, zico, synflow)
 )
 SELECTED = {"weights": only_kernels, "all": everything}
 selections = pytest.mark.parametrize("selection", SELECTED)
-score_patterns, count_columns = quick_jit(naswot), quick_jit(swap)
+score_patterns, count_columns = jax.jit(naswot), jax.jit(swap)
 
 
 @pytest.fixture
@@ -190,9 +189,9 @@ def test_an_unstacked_leaf_is_as_many_layers(case):
     gradients = [numpy_gradient(params, *batch) for batch in zip(x, labels, strict=True)]
     layers = [[*g["first"]["kernel"], g["second"]["kernel"]] for g in gradients]
     norms = [np.linalg.norm(layer) for layer in layers[0]]
-    score = quick_jit(partial(grad_norm, stacked))(unstacked, x[0], labels[0])
+    score = jax.jit(partial(grad_norm, stacked))(unstacked, x[0], labels[0])
     np.testing.assert_allclose(score, sum(norms), rtol=1e-10)
-    score = quick_jit(partial(zico, stacked))(unstacked, x, labels)
+    score = jax.jit(partial(zico, stacked))(unstacked, x, labels)
     np.testing.assert_allclose(score, naive_zico(layers, everything), rtol=1e-8)
 
 
@@ -230,7 +229,7 @@ def test_synflow_of_a_deep_network_does_not_overflow_from_a_small_input():
     def chain(params, x):
         return jax.lax.scan(lambda x, kernel: (x @ kernel, None), x, params["kernel"])[0]
 
-    score = quick_jit(partial(synflow, chain))
+    score = jax.jit(partial(synflow, chain))
     # R = width^(depth + 1) is 6e46, and each of the layers contributes as much.
     expected = np.log(depth) + (depth + 1) * np.log(width)
     tiny = score(params, jnp.full((1, width), 1e-30))
@@ -241,24 +240,24 @@ def test_synflow_of_a_deep_network_does_not_overflow_from_a_small_input():
 def test_synflow_of_a_disconnected_network_is_minus_infinity():
     params, x = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}, jnp.ones((1, 2))
     for apply_fn in (lambda p, x: 0 * x @ p["kernel"], lambda p, x: p["bias"]):
-        assert quick_jit(partial(synflow, apply_fn))(params, x) == -jnp.inf
+        assert jax.jit(partial(synflow, apply_fn))(params, x) == -jnp.inf
 
 
 def test_trace_and_mean_eigenvalue(case):
     params, x, _ = case
-    kernel = quick_jit(partial(empirical_ntk, mlp))(params, x[0])
+    kernel = jax.jit(partial(empirical_ntk, mlp))(params, x[0])
     spectrum = np.linalg.eigvalsh(kernel)
     np.testing.assert_allclose(ntk_trace(kernel), spectrum.sum(), rtol=1e-10)
     np.testing.assert_allclose(ntk_mean_eigenvalue(kernel), spectrum.mean(), rtol=1e-10)
-    jacobian = quick_jit(jax.jacobian(lambda params: mlp(params, x[0]).sum(1)))(params)
+    jacobian = jax.jit(jax.jacobian(lambda params: mlp(params, x[0]).sum(1)))(params)
     squares = sum((layer**2).sum() for layer in weights_of(jacobian))
     np.testing.assert_allclose(ntk_trace(kernel), squares, rtol=1e-10)
 
 
 def test_trace_of_the_kernel_of_all_outputs(case):
     params, x, _ = case
-    kernel = quick_jit(partial(empirical_ntk, mlp, reduction="trace"))(params, x[0])
-    jacobian = quick_jit(jax.jacobian(lambda params: mlp(params, x[0])))(params)
+    kernel = jax.jit(partial(empirical_ntk, mlp, reduction="trace"))(params, x[0])
+    jacobian = jax.jit(jax.jacobian(lambda params: mlp(params, x[0])))(params)
     squares = sum((layer**2).sum() for layer in weights_of(jacobian))  # NASI, equation 9
     np.testing.assert_allclose(ntk_trace(kernel), squares, rtol=1e-10)
 
@@ -349,7 +348,7 @@ def test_can_be_compiled_and_vectorized(case):
         scores = [compiled(single, *inputs) for single in singles]
         assert scores[0] != scores[1]
         axes = (0, *[None] * len(inputs))
-        together = quick_jit(jax.vmap(proxy, axes))(batch, *inputs)
+        together = jax.jit(jax.vmap(proxy, axes))(batch, *inputs)
         np.testing.assert_allclose(together, scores, rtol=1e-8)
 
 
@@ -491,7 +490,7 @@ def architectures():
         images = jnp.asarray(generator.normal(size=(8, 8, 8, 3)))
         network = NAS_BENCH_201.supernet(ProxySize(10), NHWC)
         shapes = jax.eval_shape(network.init, jax.random.key(0), images, masks[0])["params"]
-        params = quick_jit(lambda key: initialize(shapes, "pytorch", key))(jax.random.key(0))
+        params = jax.jit(lambda key: initialize(shapes, "pytorch", key))(jax.random.key(0))
         yield ops, jnp.asarray(masks), params, images
 
 
@@ -514,7 +513,7 @@ def test_naswot_ranks_architectures_as_discrete_networks_do(architectures):
         )
         return METRICS["naswot"].measure(draw), METRICS["swap"].measure(draw)
 
-    score = quick_jit(lambda masks: jax.lax.map(scores, masks))
+    score = jax.jit(lambda masks: jax.lax.map(scores, masks))
     numpy_params = jax.tree.map(np.asarray, params)
     naive = [discrete_network(numpy_params, o, np.asarray(images), normalized=True)[1] for o in ops]
     naswots, swaps = score(masks)
@@ -528,7 +527,7 @@ def test_synflow_ranks_architectures_as_discrete_networks_do(architectures):
     ones = jnp.ones_like(images[:1])
     network = NAS_BENCH_201.supernet(ProxySize(10), NHWC_WITHOUT_BATCH_NORM)
 
-    @quick_jit
+    @jax.jit
     def score(masks):
         def one(mask):
             def logits(params, x):
@@ -550,7 +549,7 @@ def test_zen_has_the_features_and_deviations_of_discrete_networks(architectures,
     size = ProxySize(10, single_path=single_path, rolled=single_path)
     network = NAS_BENCH_201.supernet(size, NHWC)
 
-    @quick_jit
+    @jax.jit
     def sown(masks):
         def one(mask):
             sown = network.apply({"params": params}, images, mask, mutable=[FEATURES, DEVIATIONS])[

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compilation import quick_jit
 from perceptron import (
     HIDDEN,
     INPUTS,
@@ -43,7 +42,7 @@ def test_grasp_is_minus_the_product_of_weights_hessian_and_gradient(case):
     np.testing.assert_allclose(hessian, hessian.T, atol=1e-6)
     expected = -theta @ hessian @ gradient(theta)
     assert abs(expected) > 1e-3
-    value = quick_jit(partial(grasp, perceptron))(params, x, labels)
+    value = jax.jit(partial(grasp, perceptron))(params, x, labels)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
@@ -58,13 +57,13 @@ def test_grasp_of_some_weights_is_that_of_their_block_of_the_hessian(case):
 
     expected = -second @ differences(gradient, second, 1e-4) @ gradient(second)
     score = partial(grasp, perceptron, select=lambda path: path[0].key == "second")
-    np.testing.assert_allclose(quick_jit(score)(params, x, labels), expected, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(score)(params, x, labels), expected, rtol=1e-5)
 
 
 def test_plain_is_the_sum_of_the_signed_products(case):
     theta, params, x, labels = case
     expected = theta @ differences(lambda t: numpy_loss(t, x, labels), theta)
-    value = quick_jit(partial(plain, perceptron))(params, x, labels)
+    value = jax.jit(partial(plain, perceptron))(params, x, labels)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
 
 
@@ -97,7 +96,7 @@ def test_log_synflow_is_the_sum_over_weights_of_the_logarithm(case):
     positive = np.abs(theta)
     gradient = differences(lambda t: numpy_logits(t, ones).sum(), positive)
     expected = positive @ np.log(1 + gradient)
-    value = quick_jit(partial(log_synflow, perceptron))(params, ones)
+    value = jax.jit(partial(log_synflow, perceptron))(params, ones)
     np.testing.assert_allclose(value, expected, rtol=1e-7)
 
 
@@ -113,8 +112,8 @@ def test_log_synflow_of_a_deep_network_takes_derivatives_that_overflow():
         hidden = params["bias"] * (params["first"]["kernel"] * x)
         return params["bias"] * (params["second"]["kernel"] * hidden)
 
-    value = quick_jit(partial(log_synflow, product))(params, jnp.ones((1, 1)))
+    value = jax.jit(partial(log_synflow, product))(params, jnp.ones((1, 1)))
     np.testing.assert_allclose(value, 1e-3 * np.log(1e38) + 1e-6 * np.log(1e41), rtol=1e-5)
     tiny = {**params, "first": {"kernel": jnp.array(0.0)}}
-    value = quick_jit(partial(log_synflow, product))(tiny, jnp.ones((1, 1)))
+    value = jax.jit(partial(log_synflow, product))(tiny, jnp.ones((1, 1)))
     assert value == 0  # R is

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compilation import quick_jit
 from perceptron import (
     CLASSES,
     HIDDEN,
@@ -45,7 +44,7 @@ def test_grad_sign_counts_the_signs_of_each_samples_gradient(case):
     assert (signs == 0).any()  # behind a ReLU that is off
     expected = np.abs(signs.sum(0)).sum()
     assert expected < np.abs(signs).sum()
-    value = quick_jit(partial(grad_sign, perceptron))(params, x, labels)
+    value = jax.jit(partial(grad_sign, perceptron))(params, x, labels)
     assert value == expected
 
 
@@ -55,7 +54,7 @@ def test_fisher_is_half_the_squared_products_of_weights_and_gradients(case):
     for i in range(N):
         gradient = differences(lambda t, i=i: numpy_loss(t, x[i : i + 1], labels[i : i + 1]), theta)
         expected += sum((theta[k] * gradient[k]) ** 2 for k in range(len(theta))) / (2 * N)
-    value = quick_jit(partial(fisher, perceptron))(params, x, labels)
+    value = jax.jit(partial(fisher, perceptron))(params, x, labels)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
 
 
@@ -87,11 +86,11 @@ EACH_ROW = [row * HIDDEN for row in range(INPUTS)] + [
 
 def test_fisher_information_is_that_of_the_first_weight_of_each_layer(case):
     theta, params, x, _ = case
-    information, present = quick_jit(partial(fisher_information, perceptron))(params, x)
+    information, present = jax.jit(partial(fisher_information, perceptron))(params, x)
     expected = naive_information(theta, x, [0, INPUTS * HIDDEN])
     np.testing.assert_allclose(information, expected, rtol=1e-6, atol=1e-12)
     assert present.all()
-    score = quick_jit(partial(vkdnw, perceptron, stacked=lambda path: True))
+    score = jax.jit(partial(vkdnw, perceptron, stacked=lambda path: True))
     expected = naive_entropy(naive_information(theta, x, EACH_ROW))
     assert 0.1 < expected < np.log(9)
     np.testing.assert_allclose(score(params, x), expected, rtol=1e-6)
@@ -99,7 +98,7 @@ def test_fisher_information_is_that_of_the_first_weight_of_each_layer(case):
 
 def test_layers_that_are_not_in_the_network_change_nothing(case):
     _, params, x, _ = case
-    score = quick_jit(partial(vkdnw, perceptron, stacked=lambda path: True))
+    score = jax.jit(partial(vkdnw, perceptron, stacked=lambda path: True))
     with_pruned = {**params, "pruned": {"kernel": jnp.ones((7, 2))}}
     np.testing.assert_allclose(score(with_pruned, x), score(params, x), rtol=1e-9)
 
@@ -112,20 +111,20 @@ def test_deciles_are_those_of_numpy(layers):
     present = np.zeros(layers + 3, bool)
     present[1 : layers + 1] = True
     expected = naive_entropy(factor @ factor.T)
-    value = quick_jit(decile_entropy)(jnp.asarray(information), jnp.asarray(present))
+    value = jax.jit(decile_entropy)(jnp.asarray(information), jnp.asarray(present))
     np.testing.assert_allclose(value, expected, rtol=1e-4)
 
 
 def test_vkdnw_of_a_network_without_connections_is_undefined():
     params, x = {"kernel": jnp.ones((2, 3))}, jnp.ones((4, 2))
-    assert jnp.isnan(quick_jit(partial(vkdnw, lambda p, x: 0 * x @ p["kernel"]))(params, x))
+    assert jnp.isnan(jax.jit(partial(vkdnw, lambda p, x: 0 * x @ p["kernel"]))(params, x))
 
 
 @pytest.mark.parametrize("metric", [grad_sign, fisher])
 def test_samples_of_a_network_without_connections_have_no_gradient(metric):
     params, x = {"kernel": jnp.ones((2, 3))}, jnp.ones((4, 2))
     score = partial(metric, lambda p, x: 0 * x @ p["kernel"])
-    assert quick_jit(score)(params, x, jnp.array([0, 1, 2, 0])) == 0
+    assert jax.jit(score)(params, x, jnp.array([0, 1, 2, 0])) == 0
 
 
 def test_bad_input_is_named():

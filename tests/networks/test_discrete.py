@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compilation import quick_jit
 
 from tenas_jax.architectures.genotype import from_string
 from tenas_jax.errors import InputError
@@ -92,7 +91,7 @@ def bench():
 def apply(module, variables, x, **options):
     """Logits of both heads, and in training the new statistics."""
     mutable = ["batch_stats"] if options.get("train") else False
-    return quick_jit(partial(module.apply, mutable=mutable, **options))(variables, x)
+    return jax.jit(partial(module.apply, mutable=mutable, **options))(variables, x)
 
 
 @pytest.mark.parametrize("train", [False, True])

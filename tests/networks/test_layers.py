@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compilation import quick_jit
 
 from tenas_jax.networks.banded import BANDED
 from tenas_jax.networks.batch_minor import BATCH_MINOR
@@ -138,7 +137,7 @@ def value_and_gradients(operation, layout, values):
         y = operation(values | {"x": layout.from_nhwc(values["images"])})
         return layout.to_nhwc(y)
 
-    @quick_jit
+    @jax.jit
     def compute(values):
         y, vjp = jax.vjp(forward, values)
         weights = jnp.cos(jnp.arange(3 * y.size, dtype=y.dtype)).reshape(3, *y.shape)
@@ -180,8 +179,8 @@ def test_several_networks_at_once(case):
         x = BATCH_MINOR.from_nhwc(values["images"])
         return jnp.square(operation(BATCH_MINOR, values | {"x": x})).sum()
 
-    gradients = quick_jit(jax.vmap(jax.grad(loss)))(values)
-    gradient = quick_jit(jax.grad(loss))
+    gradients = jax.jit(jax.vmap(jax.grad(loss)))(values)
+    gradient = jax.jit(jax.grad(loss))
     for i in range(2):
         expected = gradient({name: value[i] for name, value in values.items()})
         actual = {name: value[i] for name, value in gradients.items()}

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compilation import quick_jit
 
 from tenas_jax.networks.batch_minor import BATCH_MINOR
 from tenas_jax.networks.layouts import NHWC
@@ -52,7 +51,7 @@ def compiled(name, stride, layout, channels=2):
 
     apply = forward(name, stride, layout, channels)
 
-    @quick_jit
+    @jax.jit
     def compute(params, images, weights):
         y, vjp = jax.vjp(lambda params, images: apply(params, images, weights), params, images)
         return y, vjp(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
@@ -101,7 +100,7 @@ def test_a_separable_convolution_is_the_same_with_many_channels(layout):
 
     wide = jax.tree_util.tree_map_with_path(pad, params)
     wide_images = jnp.pad(images, ((0, 0), (0, 0), (0, 0), (0, many - few)))
-    y = quick_jit(forward("dil_conv_3x3", 2, layout, many))(wide, wide_images, WEIGHTS)
+    y = jax.jit(forward("dil_conv_3x3", 2, layout, many))(wide, wide_images, WEIGHTS)
     expected, _ = compiled("dil_conv_3x3", 2, NHWC)(WEIGHTS)
     y = y.reshape(*y.shape[:3], EDGES, many)
     assert_close(y[..., :few].reshape(expected.shape), expected)
@@ -112,7 +111,7 @@ def test_a_separable_convolution_is_the_same_with_many_channels(layout):
 def test_parallel_edges_are_independent_ops(name, stride):
     params, images = inputs(name, stride, 2)
     y, _ = compiled(name, stride, BATCH_MINOR)(WEIGHTS)
-    alone = quick_jit(forward(name, stride, BATCH_MINOR, 2, edges=1))
+    alone = jax.jit(forward(name, stride, BATCH_MINOR, 2, edges=1))
     for edge in range(EDGES):
         here = slice(edge, edge + 1)
         expected = alone(jax.tree.map(lambda leaf: leaf[here], params), images, WEIGHTS[here])  # noqa: B023

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compilation import quick_jit
 from measuring import measure_all
 from smaller import SMALL_DARTS, SMALL_NAS_BENCH_201, with_edges
 
@@ -59,7 +58,7 @@ def image_set():
 @pytest.fixture(scope="module")
 def measured(image_set):
     """All metrics that depend on weights, of each mask."""
-    compiled = quick_jit(measure_all(look_up(CONFIG, space=SMALL)))
+    compiled = jax.jit(measure_all(look_up(CONFIG, space=SMALL)))
     images = Images.of(image_set)
     return [jax.device_get(compiled(jax.random.key(1), mask, images)) for mask in MASKS]
 
@@ -73,7 +72,7 @@ def quick_measure(space, image_set, metrics, *, single_path):
     config = dataclasses.replace(CONFIG, metrics=",".join(metrics))
     problem = look_up(config, space=space)
     measure = make_measure(problem, single_path=single_path)
-    compiled = quick_jit(partial(measure, problem.metrics))
+    compiled = jax.jit(partial(measure, problem.metrics))
     images = Images.of(image_set)
     return lambda mask: jax.device_get(compiled(jax.random.key(1), mask, images))
 
@@ -139,7 +138,7 @@ def test_a_kernel_is_zero_where_no_image_reaches_the_output(space):
     def logits(params, x, mask):
         return network.apply({"params": params}, x, mask)
 
-    kernel = quick_jit(lambda p, x, mask: empirical_ntk(lambda p, x: logits(p, x, mask), p, x))
+    kernel = jax.jit(lambda p, x, mask: empirical_ntk(lambda p, x: logits(p, x, mask), p, x))
     assert (kernel(params, x, dead_ends) == 0).all()
     assert (kernel(params, x, supernet) != 0).all()
 

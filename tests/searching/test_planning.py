@@ -9,7 +9,6 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
-from compilation import QUICK
 from fake_scorer import timeless
 
 from tenas_jax import ChoiceSpace, mixed
@@ -57,11 +56,6 @@ def problem(batch_size=32, chunk_size=32):
         ntk=NTKConfig(batch_size=batch_size, chunk_size=chunk_size),
     )
     return look_up(config, space=SPACE)
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(scoring, "compiler_options", lambda _: QUICK)
 
 
 def compiled(limit=None, *, monkeypatch, **fields):

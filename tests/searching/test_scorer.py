@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compilation import QUICK, quick_jit
 from jax import export
 from measuring import measure_all
 from smaller import SMALL_NAS_BENCH_201 as SPACE
@@ -36,13 +35,6 @@ CONFIG = SearchConfig(
 )
 
 PROBLEM = look_up(CONFIG, space=SPACE)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "compiler_options", lambda _: QUICK)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +184,7 @@ def test_rows_with_one_key_share_weights():
     mask = jnp.asarray(SPACE.initial_mask())
     pruned = mask.at[0, :, 3].set(False)
     key = jax.random.key(0)
-    draw = quick_jit(lambda mask: initialized(SPACE.supernet, ProxySize(), key, x, mask))
+    draw = jax.jit(lambda mask: initialized(SPACE.supernet, ProxySize(), key, x, mask))
     left, right = draw(mask), draw(pruned)
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), left, right))
 

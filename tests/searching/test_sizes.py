@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from compilation import quick_jit
 from measuring import measure_all
 
 from tenas_jax.architectures.space import ProxySize
@@ -59,7 +58,7 @@ def test_gray_images_and_all_channels_of_patches():
             regions=RegionsConfig(batch_size=20, batches=1, channels=region_channels),
         )
         problem = look_up(config)
-        values = quick_jit(measure_all(problem))(
+        values = jax.jit(measure_all(problem))(
             jax.random.key(0), NAS_BENCH_201.initial_mask(), Images.of(images)
         )
         (value,) = values.values()

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compilation import optimized_jit, quick_jit
 from golden_params import darts_params, nas_bench_201_params
 from smaller import SMALL_DARTS, SMALL_NAS_BENCH_201
 
@@ -26,6 +25,8 @@ FILES = {"nas-bench-201": "nas201", "darts": "darts"}
 PARAMS = {"nas-bench-201": nas_bench_201_params, "darts": darts_params}
 TOLERANCES = {"float32": 1e-4, "float64": 1e-9}
 LAYOUTS = {"float32": BATCH_MINOR, "float64": NHWC}
+# Against the flags of `conftest.py`.
+OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
 # In the other layouts, single cells are compared below.
 CASES = [("nas-bench-201", "float32"), ("nas-bench-201", "float64"), ("darts", "float64")]
 
@@ -69,7 +70,7 @@ def ntk_case(request):
     network = get_space(space).supernet(ProxySize(10), layout)
 
     # The plain layout takes longer to run, the others to compile.
-    @(optimized_jit if layout is NHWC else quick_jit)
+    @(partial(jax.jit, compiler_options=OPTIMIZED) if layout is NHWC else jax.jit)
     def logits_and_kernel(params, images, mask):
         logits, vjp = jax.vjp(lambda p: network.apply({"params": p}, images, mask), params)
 
@@ -103,7 +104,7 @@ def test_patterns_distinguish_the_same_samples_as_the_originals(space, layout, g
         network = get_space(space).region_network(ProxySize(), layout)
         patches = read_images(golden, "lr_input_0", "float64")
 
-        @quick_jit
+        @jax.jit
         def patterns(params, mask):
             _, state = network.apply({"params": params}, patches, mask, mutable=PATTERNS)
             return jnp.concatenate(jax.tree.leaves(state[PATTERNS]), 1)
@@ -176,7 +177,7 @@ def compiled_cell(name, layout, single_path, rolled):
         read = nodes[space.input_nodes :] if space.concatenate else nodes[-1:]
         return jnp.stack([layout.to_nhwc(y) for y in read])
 
-    @quick_jit
+    @jax.jit
     def output_and_gradients(mask):
         y, pullback = jax.vjp(partial(output, mask), params, inputs)
         cotangents = jax.random.normal(key, (2, *y.shape), y.dtype)
@@ -235,7 +236,7 @@ def test_edges_in_loops_are_the_edges_one_by_one(single_path):
         mask |= architectures.sample(SMALL_DARTS, 1, np.random.default_rng(1))[0]
     wanted = [FEATURES, PATTERNS, READERS]
 
-    @quick_jit
+    @jax.jit
     def both(mask):
         expected, variables = network.init_with_output(quick_key(jax.random.key(1)), images, mask)
         return expected, network.apply(variables, images, mask, mutable=wanted)

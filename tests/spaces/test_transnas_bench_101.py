@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compilation import quick_jit
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -338,7 +337,7 @@ def test_the_supernet_is_the_one_described():
         with jax.enable_x64(dtype == np.float64):
             inputs = {"params": params}, images
             arrays = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), inputs)
-            return np.asarray(quick_jit(network.apply)(*arrays, jnp.asarray(MASK)))
+            return np.asarray(jax.jit(network.apply)(*arrays, jnp.asarray(MASK)))
 
     exact = logits(NHWC, np.float64)
     assert exact.dtype == np.float64
@@ -361,7 +360,7 @@ def test_the_network_of_an_architecture_is_the_one_described(stem, size):
             "batch_stats": jax.tree.map(lambda leaf: np.ones(leaf.shape), statistics),
         }
 
-        @quick_jit
+        @jax.jit
         def run(variables, images):
             return network.apply(variables, images, train=True, mutable="batch_stats")[0]
 
@@ -382,7 +381,7 @@ def test_the_network_of_an_architecture_is_the_one_described(stem, size):
 
 def test_kernels_are_kaiming_normal_with_the_fan_of_their_outputs():
     images, mask = jnp.ones((2, 32, 32, 3)), jnp.asarray(TRANSNAS_BENCH_101.initial_mask())
-    draw = quick_jit(partial(initialized, TRANSNAS_BENCH_101.supernet, ProxySize()))
+    draw = jax.jit(partial(initialized, TRANSNAS_BENCH_101.supernet, ProxySize()))
     params = draw(jax.random.key(0), images, mask)
     layers = params["cell_8"]  # the first of the last module: from 12 to 24 channels
     kernel = layers["node_0_nor_conv_3x3"]["conv"]["kernel"]

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compilation import quick_jit
 
 from tenas_jax.data.normalization import Normalization
 from tenas_jax.training import augment
@@ -18,7 +17,7 @@ NORMALIZATION = Normalization((0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
 
 def draws(function, image, count):
     keys = jax.random.split(jax.random.key(0), count)
-    return np.asarray(quick_jit(jax.vmap(lambda key: function(key, jnp.asarray(image))))(keys))
+    return np.asarray(jax.jit(jax.vmap(lambda key: function(key, jnp.asarray(image))))(keys))
 
 
 def test_crops_are_all_windows_of_the_padded_image():
@@ -84,7 +83,7 @@ def test_training_images_are_flipped_half_of_the_time_and_normalized():
     )
     image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     images = jnp.asarray(np.stack([image] * 400))
-    augmented = quick_jit(lambda x: augment.training_images(KEY, x, recipe, NORMALIZATION))
+    augmented = jax.jit(lambda x: augment.training_images(KEY, x, recipe, NORMALIZATION))
     result = np.asarray(augmented(images))
     mean, std = np.array(NORMALIZATION.mean), np.array(NORMALIZATION.std)
     expected = (image / 255 - mean) / std

@@ -8,12 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from compilation import quick_jit
 from jax.sharding import NamedSharding
 
 from tenas_jax.data.normalization import Normalization
 from tenas_jax.errors import InputError
-from tenas_jax.training import steps as training
 from tenas_jax.training.loop import on_all_devices
 from tenas_jax.training.recipes import RECIPES
 from tenas_jax.training.steps import (
@@ -62,11 +60,6 @@ class Small(nn.Module):
         x = x.mean((1, 2))
         extra = nn.Dense(3, name="extra")(x) if self.auxiliary else None
         return nn.Dense(3)(x), extra if train else None
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(training.jax, "jit", quick_jit)
 
 
 @pytest.fixture(scope="module")
