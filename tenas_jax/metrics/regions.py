@@ -65,8 +65,9 @@ def linear_regions(
 def count_linear_regions(patterns: Patterns) -> Int[Array, ""]:
     """Number of distinct activation patterns, R (TE-NAS, equations 4 and 5).
 
-    The count is exact: patterns are packed into words, and samples are ranked by one word after the
-    other, O(n log n) each. The original uses n x n products in half precision.
+    The count is exact: samples are sorted by a hash of 64 bits, and those with the same hash are
+    compared. If different patterns have the same hash, samples are ranked by one word after the
+    other instead, O(n log n) each. The original uses n x n products in half precision.
 
     Args:
         patterns: which neurons are active for each sample; repeated columns change nothing.
@@ -81,18 +82,36 @@ def count_linear_regions(patterns: Patterns) -> Int[Array, ""]:
         >>> int(count_linear_regions(jnp.array([[True, False], [True, True], [True, False]])))
         2
     """
-    bits = require_patterns(patterns)
-    n = len(bits)
+    words = pack(require_patterns(patterns))
+    n = len(words)
 
-    def refine(rank: Int[Array, "n"], word: UInt32[Array, "n"]) -> tuple[Int[Array, "n"], None]:
-        """Ranks by (rank, word), from ranks by the previous words."""
-        rank, word, order = lax.sort((rank, word, jnp.arange(n)), num_keys=2)
+    def refine(i: Int[Array, ""], rank: Int[Array, "n"]) -> Int[Array, "n"]:
+        """Ranks by the words up to the i-th, from ranks by the previous words."""
+        rank, word, order = lax.sort((rank, words[:, i], jnp.arange(n)), num_keys=2)
         differs = (rank[1:] != rank[:-1]) | (word[1:] != word[:-1])
         refined = jnp.concatenate([jnp.zeros(1, int), jnp.cumsum(differs)])
-        return jnp.zeros(n, int).at[order].set(refined, unique_indices=True), None
+        return jnp.zeros(n, int).at[order].set(refined, unique_indices=True)
 
-    rank, _ = lax.scan(refine, jnp.zeros(n, int), pack(bits).T)
-    return rank.max() + 1
+    first, second, order = lax.sort((*_hashes(words), jnp.arange(n)), num_keys=2)
+    differ = (first[1:] != first[:-1]) | (second[1:] != second[:-1])
+    by_hash = words[order]
+    collide = jnp.any((by_hash[1:] != by_hash[:-1]).any(1) & ~differ)
+    passes = jnp.where(collide, words.shape[1], 0)
+    rank = lax.fori_loop(0, passes, refine, jnp.zeros(n, int))
+    return jnp.where(collide, rank.max(), differ.sum()) + 1
+
+
+def _hashes(words: UInt32[Array, "n words"]) -> UInt32[Array, "hash n"]:
+    """Two independent hashes of each row: sums of pseudorandom functions of word and position."""
+    position = _mix(jnp.arange(1, 2 * words.shape[1] + 1, dtype=jnp.uint32)).reshape(2, 1, -1)
+    return _mix(words[None] ^ position).sum(-1, dtype=jnp.uint32)
+
+
+def _mix(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    """A permutation of 32-bit words without structure (the finalizer of MurmurHash3)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
 
 
 def require_patterns(patterns: Any) -> Bool[Array, "n neurons"]:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tenas_jax.errors import InputError
+from tenas_jax.metrics import regions
 from tenas_jax.metrics.regions import count_linear_regions, linear_regions
 
 count = jax.jit(count_linear_regions)
@@ -25,6 +26,34 @@ def test_equals_the_number_of_distinct_rows(neurons):
     assert count(patterns) == brute_force(patterns)
 
 
+@pytest.mark.parametrize("collisions", [0, 1])
+def test_counts_exactly_if_hashes_collide(monkeypatch, collisions):
+    hashes = regions._hashes
+
+    def colliding(words):
+        """All hashes are the same, or those of the first two rows."""
+        found = hashes(words)
+        return found.at[:, 1].set(found[:, 0]) if collisions else jnp.zeros_like(found)
+
+    monkeypatch.setattr(regions, "_hashes", colliding)
+    patterns = np.random.default_rng(0).random((60, 70)) < 0.02
+    patterns[:2] = [[True], [False]]
+    assert jax.jit(lambda x: count_linear_regions(x))(patterns) == brute_force(patterns) > 30
+
+
+def test_hashes_of_patterns_that_differ_in_two_neurons_are_told_apart():
+    neurons = 70
+    patterns = np.zeros((neurons * neurons, neurons), bool)
+    first, second = np.divmod(np.arange(len(patterns)), neurons)
+    patterns[np.arange(len(patterns)), first] = True
+    patterns[np.arange(len(patterns)), second] = True
+    words = np.unique(np.asarray(regions.pack(jnp.asarray(patterns))), axis=0)
+    hashes = np.asarray(regions._hashes(jnp.asarray(words))).T
+    assert len(np.unique(hashes, axis=0)) == len(words) == neurons * (neurons + 1) // 2
+    # Each of the two alone has about as many collisions as random numbers.
+    assert all(len(np.unique(column)) >= len(words) - 2 for column in hashes.T)
+
+
 def test_patterns_that_differ_in_one_neuron_only_are_told_apart():
     patterns = np.zeros((65, 64), bool)
     patterns[:64] = np.eye(64, dtype=bool)
@@ -35,10 +64,10 @@ def test_patterns_that_differ_in_one_neuron_only_are_told_apart():
 @given(st.lists(st.lists(st.booleans(), min_size=40, max_size=40), min_size=12, max_size=12))
 def test_is_invariant_under_permutation_and_repeated_columns(rows):
     patterns = np.array(rows)
-    regions = int(count(patterns))
-    assert regions == brute_force(patterns)
-    assert count(patterns[::-1]) == count(patterns[:, ::-1]) == regions
-    assert count(np.concatenate([patterns, patterns], 1)) == regions
+    distinct = int(count(patterns))
+    assert distinct == brute_force(patterns)
+    assert count(patterns[::-1]) == count(patterns[:, ::-1]) == distinct
+    assert count(np.concatenate([patterns, patterns], 1)) == distinct
 
 
 def test_is_an_integer_between_one_and_the_number_of_samples():
