@@ -463,7 +463,7 @@ class _Normalized(NamedTuple):
     y: Rows  # the convolution's output
     mean: Float[Array, "o"]
     inverse_std: Float[Array, "o"]
-    gram: Float[Array, "kki1 kki1"]  # <patches, patches>
+    products: Float[Array, "o1 kki1"]  # <y, patches>, and of 1 in the last row
 
 
 _Residuals = tuple[_Normalized, Array, Array, Array, Array]
@@ -480,24 +480,25 @@ def _conv_batch_norm_forward(
     x: Array, kernel: Array, scale: Array, bias: Array, active: Array, window: Window
 ) -> tuple[Array, _Residuals]:
     padded = _pad(x, window)
-    matrix = _matrix(kernel)
-    outputs, size = matrix.shape
+    # The last patch is 1 everywhere; it is passed on below the outputs.
+    matrix = jax.scipy.linalg.block_diag(_matrix(kernel), jnp.ones((1, 1), kernel.dtype))
+    outputs = kernel.shape[-1]
     shape = (window.outputs(x.shape[0]), outputs, window.outputs(x.shape[2]), x.shape[3])
     height, length = shape[0], shape[2] * shape[3]
 
     def add_row(h: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
-        y, gram = sums
+        y, products = sums
         patches = _patches(padded, h, window, x.shape[3], length)
-        row = lax.dot(matrix, patches[:-1], precision=PRECISION)
-        return put_row(y, row, h), gram + _inner(patches, patches)
+        row = lax.dot(matrix, patches, precision=PRECISION)
+        return put_row(y, row[:-1], h), products + _inner(patches, row)
 
-    zeros = [jnp.zeros(s, x.dtype) for s in ((height, outputs, length), (size + 1, size + 1))]
-    y, gram = lax.fori_loop(0, height, add_row, tuple(zeros))
+    zeros = [jnp.zeros(s, x.dtype) for s in ((height, outputs, length), matrix.shape[::-1])]
+    y, products = lax.fori_loop(0, height, add_row, tuple(zeros))
     mean = y.mean((0, 2), keepdims=True)
     variance = jnp.square(y - mean).mean((0, 2))
     inverse_std = lax.rsqrt(variance + EPSILON)
     result = (y - mean) * (scale * inverse_std)[None, :, None] + bias[None, :, None]
-    saved = _Normalized(padded, y, mean.reshape(-1), inverse_std, gram)
+    saved = _Normalized(padded, y, mean.reshape(-1), inverse_std, products.T)
     return result.reshape(shape), (saved, kernel, scale, active, jnp.zeros((0, *x.shape), x.dtype))
 
 
@@ -514,9 +515,9 @@ def _conv_batch_norm_backward(
         # With y = W p for the patches p, z = (y - mean) inverse_std and c the cotangent of
         # scale z + bias, the gradient of y is scale inverse_std (c - mean(c) - z mean(c z)): it is
         # a c + b y + d with constants for each channel; they and the products with p follow from
-        # <c, p>, <p, p> and <1, p>.
+        # <c, p>, <y, p> and <1, p>.
         matrix, mean, inverse_std = _matrix(kernel), saved.mean, saved.inverse_std
-        projected = lax.dot(matrix, saved.gram[:-1], precision=PRECISION)[:, :-1]
+        y_products, sums = saved.products[:-1, :-1], saved.products[-1:, :-1]
         a = scale * inverse_std
 
         def constants(correlation: Float[Array, "o kki1"]) -> tuple[Array, ...]:
@@ -525,7 +526,7 @@ def _conv_batch_norm_backward(
             b = -a * inverse_std * scale_gradient / (height * length)
             d = -a * bias / (height * length) - b * mean
             b, d = b[:, None], d[:, None]
-            gradient = a[:, None] * products + b * projected + d * saved.gram[None, -1, :-1]
+            gradient = a[:, None] * products + b * y_products + d * sums
             return gradient.T.reshape(kernel.shape), scale_gradient, bias, b, d
 
         correlations = _correlate(saved.padded, rows, window, shape.shape[-1])
