@@ -16,6 +16,7 @@ import tyro
 from tenas_jax.errors import InputError, first_line, quantity
 from tenas_jax.host.cache import keep_programs
 from tenas_jax.host.files import require_local
+from tenas_jax.host.memory import share_heaps
 from tenas_jax.host.processes import join
 from tenas_jax.numerics import backend
 
@@ -103,6 +104,7 @@ def configure_jax(machine: Machine) -> Sequence[jax.Device]:
     # JAX calls SciPy's LAPACK, whose threads would spin on the cores of other devices.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     cpus = max(2, devices or _cores())
+    share_heaps(cpus)
     try:
         jax.config.update("jax_num_cpu_devices", cpus)
     except RuntimeError as error:  # JAX has started; its devices are fixed for the process

@@ -20,7 +20,9 @@ matters. With 3 channels, XLA's own convolution runs at 1 GFLOP/s on a CPU; thes
   of small matrices and need no pass over the images.
 - Several backward passes at once share the patches, and longer products are faster: the kernel's
   gradient takes 183 instead of 246 us for each of 4, 3 channels at 32 x 32, and 113 instead of 191
-  at 6 channels. Input gradients share nothing and are computed sequentially.
+  at 6 channels. Input gradients share nothing and are computed sequentially: a row of all of them
+  as one product takes 3 % less time in supernets of DARTS, but 15 % more in its single paths.
+  Kernel gradients by Winograd's F(3, 2) take 1.27 (3 channels) to 0.86 (12 channels) of the time.
 - A kernel with stride two reads every second column: rows hold the even columns, then the odd ones,
   and their gradients are interleaved at the end.
 - A convolution whose edges are all pruned is skipped at run time (`lax.cond`).
