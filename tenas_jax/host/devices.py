@@ -104,7 +104,7 @@ def configure_jax(machine: Machine) -> Sequence[jax.Device]:
     # JAX calls SciPy's LAPACK, whose threads would spin on the cores of other devices.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     cpus = max(2, devices or _cores())
-    share_heaps(cpus)
+    share_heaps(2 * cpus)
     try:
         jax.config.update("jax_num_cpu_devices", cpus)
     except RuntimeError as error:  # JAX has started; its devices are fixed for the process
