@@ -1,4 +1,4 @@
-"""Precision and limits of numbers, shared by all rooms."""
+"""Precision, limits and mixing of numbers, shared by all rooms."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import Array, Key, PyTree, UInt32
 
 from tenas_jax.errors import InputError
 
@@ -66,6 +66,18 @@ def random_key(seed: int) -> Key[Array, ""]:
         'threefry2x32'
     """
     return jax.random.key(seed, impl=PRNG)
+
+
+def mix(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    """A permutation of 32-bit words without structure: a finalizer of low bias.
+
+    Example:
+        >>> mix(jnp.arange(3, dtype=jnp.uint32)).tolist()
+        [0, 1753845952, 3507691905]
+    """
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
 
 
 def require_arrays(**trees: PyTree) -> None:

@@ -1,4 +1,4 @@
-"""Available memory; sizes are checked against it before anything is allocated."""
+"""Available memory, against which sizes are checked, and how threads share what they allocate."""
 
 import contextlib
 import ctypes

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Int, PyTree, Shaped, UInt32
 
 from tenas_jax.errors import InputError
 from tenas_jax.metrics.activations import activation_patterns
-from tenas_jax.numerics import require_numbers
+from tenas_jax.numerics import mix, require_numbers
 
 WORD = 32
 Patterns = Shaped[Array | np.ndarray, "..."]
@@ -103,15 +103,8 @@ def count_linear_regions(patterns: Patterns) -> Int[Array, ""]:
 
 def _hashes(words: UInt32[Array, "n words"]) -> UInt32[Array, "hash n"]:
     """Two independent hashes of each row: sums of pseudorandom functions of word and position."""
-    position = _mix(jnp.arange(1, 2 * words.shape[1] + 1, dtype=jnp.uint32)).reshape(2, 1, -1)
-    return _mix(words[None] ^ position).sum(-1, dtype=jnp.uint32)
-
-
-def _mix(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
-    """A permutation of 32-bit words without structure (the finalizer of MurmurHash3)."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)
+    position = mix(jnp.arange(1, 2 * words.shape[1] + 1, dtype=jnp.uint32)).reshape(2, 1, -1)
+    return mix(words[None] ^ position).sum(-1, dtype=jnp.uint32)
 
 
 def require_patterns(patterns: Any) -> Bool[Array, "n neurons"]:

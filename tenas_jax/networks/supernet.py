@@ -22,13 +22,11 @@ from tenas_jax.networks.initializers import get_initializer
 from tenas_jax.networks.layers import DEVIATIONS
 from tenas_jax.networks.layouts import Layout, shape_after
 from tenas_jax.networks.ops import PATTERNS, READERS, Op, Zero
-from tenas_jax.networks.rolled import Steps, scan_all, scan_kept
+from tenas_jax.networks.rolled import Compute, Steps, scan_all, scan_kept
 from tenas_jax.numerics import PRECISION
 
 ComputeEdges = Callable[[Array, Array, int, int], Sequence[Array]]
 Pullback = Callable[[Array], tuple[PyTree, Array]]
-# Maps the parameters of an operator, images and the weights of edges to images and sown values.
-Apply = Callable[..., tuple[Array, PyTree]]
 
 # The Flax collection for the images after each cell, in the network's layout.
 FEATURES = "features"
@@ -161,9 +159,9 @@ class Cell(nn.Module):
         collections = (PATTERNS, READERS, DEVIATIONS)
         wanted = [each for each in collections if self.is_mutable_collection(each)]
 
-        def apply(name: str, params: PyTree, x: Array, weights: Array) -> tuple[Array, PyTree]:
+        def apply(name: str, params: PyTree, x: Array, weight: Array) -> tuple[Array, PyTree]:
             op = operators[name](*common, parent=None)
-            y, sown = op.apply({"params": params}, x, weights, mutable=wanted)
+            y, sown = op.apply({"params": params}, x, weight, mutable=wanted)
             found = {each: jax.tree.leaves(sown[each]) for each in wanted if each in sown}
             # Neurons first, so that several operators form one array.
             return y, {
@@ -228,7 +226,7 @@ class Cell(nn.Module):
         return outputs
 
 
-def _skippable(apply: Apply) -> Apply:
+def _skippable(apply: Compute) -> Compute:
     """The function of `(params, x, weights)`, whose backward pass is skipped if all weights are 0.
 
     The branches of a conditional are compiled apart from what is around it. Otherwise XLA computes
@@ -243,8 +241,7 @@ def _skippable(apply: Apply) -> Apply:
     def forward(
         params: PyTree, x: Array, weights: Array
     ) -> tuple[tuple[Array, PyTree], tuple[Pullback, Array]]:
-        own = partial(apply, weights=weights)
-        y, pullback, sown = jax.vjp(own, params, x, has_aux=True)
+        y, pullback, sown = jax.vjp(lambda p, x: apply(p, x, weights), params, x, has_aux=True)
         return (y, sown), (pullback, (weights > 0).any())
 
     def backward(
