@@ -139,27 +139,22 @@ class AccuracyTable:
         """Difference to the best accuracy of the table, in points of %; for errors see `row`."""
         return float(self.accuracies.max()) - self.accuracy(genotype)
 
+    def describe(self, genotype: str) -> str:
+        """Accuracy, rank and regret of an architecture in one line; for errors see `row`.
 
-def describe(table: AccuracyTable, genotype: str) -> str:
-    """Describe an architecture's accuracy, rank and regret in one line.
+        Args:
+            genotype: a NAS-Bench-201 string.
 
-    Args:
-        table: accuracies.
-        genotype: a NAS-Bench-201 string.
-
-    Raises:
-        InputError: the text is not a genotype of NAS-Bench-201, or not in the table.
-
-    Example:
-        >>> none = "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|"
-        >>> one = np.ones(1)
-        >>> describe(AccuracyTable((none,), 10 * one, one, one), none)
-        'accuracy 10.00 %, rank 1 of 1, regret 0.00 %'
-    """
-    return (
-        f"accuracy {table.accuracy(genotype):.2f} %, rank {table.rank(genotype)} of {len(table)}, "
-        f"regret {table.regret(genotype):.2f} %"
-    )
+        Example:
+            >>> none = "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|"
+            >>> one = np.ones(1)
+            >>> AccuracyTable((none,), 10 * one, one, one).describe(none)
+            'accuracy 10.00 %, rank 1 of 1, regret 0.00 %'
+        """
+        return (
+            f"accuracy {self.accuracy(genotype):.2f} %, rank {self.rank(genotype)} of {len(self)}, "
+            f"regret {self.regret(genotype):.2f} %"
+        )
 
 
 @lru_cache(maxsize=1 << 16)  # tables and scores contain the same architectures

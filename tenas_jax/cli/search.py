@@ -103,7 +103,6 @@ def parse_search(argv: Sequence[str]) -> tuple[str, SearchOptions]:
 
 def _search(preset: str, options: SearchOptions, problem: "Problem", workdir: Path) -> None:
     from tenas_jax import api
-    from tenas_jax.analysis import nasbench
     from tenas_jax.searching.progress import say, show_progress
     from tenas_jax.searching.strategies import describe
 
@@ -112,7 +111,9 @@ def _search(preset: str, options: SearchOptions, problem: "Problem", workdir: Pa
     table = None
     with shared_errors():
         if options.accuracy_table is not None and is_main():
-            table = nasbench.load_table(options.accuracy_table)
+            from tenas_jax.analysis.nasbench import load_table  # scipy is slow to import
+
+            table = load_table(options.accuracy_table)
     say(
         console,
         f"{preset}: space {problem.space.name}, {len(images.images)} images of {config.data}, "
@@ -139,5 +140,5 @@ def _search(preset: str, options: SearchOptions, problem: "Problem", workdir: Pa
     console.print(report.summary(result.content))
     say(console, f"genotype {result.genotype}")
     if table is not None:
-        say(console, nasbench.describe(table, result.genotype))
+        say(console, table.describe(result.genotype))
     say(console, f"files are in {workdir}")

@@ -403,8 +403,9 @@ def _of_one(backward: Callable[[Window, PyTree, Array], PyTree]) -> Callable[...
     """The backward pass of one cotangent from that of several, [r, ...], which `vmap` calls once.
 
     This is for CPUs. On accelerators, which would process cotangents sequentially, and for several
-    networks at once, the backward pass is batched as usual.
+    networks at once, the backward pass is batched as usual. It is traced once per shape.
     """
+    backward = jax.jit(backward, static_argnums=0)
 
     def of_one(window: Window, residuals: PyTree, cotangent: Array) -> PyTree:
         def one(residuals: PyTree, cotangent: Array) -> PyTree:

@@ -55,7 +55,7 @@ class Scorer(Protocol):
 
     @property
     def compile_seconds(self) -> float:
-        """Seconds spent in `compile`; 0 before it was called."""
+        """Seconds that `begin` and `compile` have taken."""
 
     def begin(self) -> None:
         """Start preparing for calls, in the background."""

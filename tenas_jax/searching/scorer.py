@@ -90,20 +90,22 @@ class SupernetScorer:
     def begin(self) -> None:
         """Trace the programs, and compile them in the background."""
         if not self._compiling:
+            start = time.perf_counter()
             self._compiling = [_COMPILERS.submit(self._compiled, each) for each in self.lower()]
+            self.compile_seconds += time.perf_counter() - start
 
     def compile(self) -> None:
-        """Compile for the only shape; `compile_seconds` is the time it took.
+        """Compile for the only shape.
 
         Raises:
             InputError: a batch does not fit into memory; the message says which size fits.
         """
         if not self._programs:
-            start = time.perf_counter()
             self.begin()
+            start = time.perf_counter()
             compiled = zip(self._groups, self._compiling, strict=True)
             self._programs = [self._fitting(group, each.result()) for group, each in compiled]
-            self.compile_seconds = time.perf_counter() - start
+            self.compile_seconds += time.perf_counter() - start
 
     def __call__(
         self, keys: Key[Array, " row"], masks: Bool[np.ndarray, "row cell edge op"]

@@ -18,7 +18,6 @@ from tenas_jax.analysis.nasbench import (
     AccuracyTable,
     canonical,
     convert,
-    describe,
     load_table,
     read_architectures,
     whole_file,
@@ -57,7 +56,7 @@ def test_table_answers_from_the_file(write, name):
     assert [table.regret(each) for each in (A, B, C)] == [2.75, 0, 2.75]
     np.testing.assert_array_equal(table.parameters, [0.1, 0.3, 0.07])
     np.testing.assert_array_equal(table.flops, [15, 50, 8])
-    assert describe(table, B) == "accuracy 93.25 %, rank 1 of 3, regret 0.00 %"
+    assert table.describe(B) == "accuracy 93.25 %, rank 1 of 3, regret 0.00 %"
 
 
 def test_table_takes_the_column_asked_for_wherever_it_is(write):
@@ -90,7 +89,7 @@ def test_every_architecture_of_the_space_has_its_own_spelling():
 )
 def test_unknown_architecture_is_one_line(write, text, fault):
     table = load_table(write(HEADER, *ROWS))
-    for lookup in (table.accuracy, table.rank, table.regret, lambda each: describe(table, each)):
+    for lookup in (table.accuracy, table.rank, table.regret, table.describe):
         with pytest.raises(InputError, match=fault):
             lookup(text)
 

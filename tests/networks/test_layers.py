@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tenas_jax.networks import batch_minor
 from tenas_jax.networks.banded import BANDED
 from tenas_jax.networks.batch_minor import BATCH_MINOR
 from tenas_jax.networks.layouts import NHWC
@@ -185,6 +186,20 @@ def test_several_networks_at_once(case):
         expected = gradient({name: value[i] for name, value in values.items()})
         actual = {name: value[i] for name, value in gradients.items()}
         jax.tree.map(partial(assert_close, tolerance=1e-4), actual, expected)
+
+
+def test_a_backward_pass_is_traced_once_per_shape(monkeypatch):
+    traced, correlate = [], batch_minor._correlate
+    monkeypatch.setattr(batch_minor, "_correlate", lambda *a: traced.append(a) or correlate(*a))
+    a = {"x": jnp.ones((5, 2, 7, N)), "kernel": jnp.ones((3, 3, 2, 2))}
+
+    def loss(x):
+        for _ in range(3):
+            x = conv(BATCH_MINOR, a | {"x": x}, stride=1, size=3)
+        return x.sum()
+
+    jax.make_jaxpr(jax.grad(loss))(a["x"])
+    assert len(traced) == 1
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,6 +1,7 @@
 """Rows are measured with one compilation, the same on any number of devices."""
 
 import dataclasses
+import time
 
 import hypothesis
 import hypothesis.strategies as st
@@ -112,6 +113,15 @@ def test_work_is_that_of_operators_on_a_path():
     masks[2, 0, 0, 3] = True  # one from which nothing goes on
     nothing, path, dead_end = scoring.work(NAS_BENCH_201, masks)
     assert nothing < path == dead_end
+
+
+def test_tracing_counts_as_compilation(image_set, monkeypatch):
+    problem = look_up(dataclasses.replace(CONFIG, metrics="flops"), space=SPACE)
+    scorer = make_scorer(problem, image_set, jax.devices()[:1])
+    monkeypatch.setattr(scorer, "lower", lambda: time.sleep(0.05) or iter(()))
+    scorer.begin()
+    scorer.compile()
+    assert scorer.compile_seconds >= 0.05
 
 
 def test_sizes_alone_need_no_measurement(image_set):
