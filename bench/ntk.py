@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bench.pytorch_reference import Network
+    from tenas_jax.networks.layouts import Layout
 
 BATCHES = {"nas-bench-201": (72, 8, 16, 32), "darts": (14, 24)}
 FUNC_CHUNK = 8  # the fastest of 1, 8, 72 on a CPU; all cotangents at once on a GPU
@@ -74,17 +75,41 @@ def jax_arguments(problem: Problem) -> tuple[Any, Any, Any]:
     return jax.device_put((params, problem.images(), mask))  # type: ignore[no-any-return]
 
 
-def build_engine(problem: Problem, engine: str) -> Work:
-    """This library: `empirical_ntk` on the fast layout; the mask is an argument, as in a search."""
+def find_layout(name: str | None) -> "Layout":
+    """The layout with a name, for an accelerator on which it is not the usual one.
+
+    Args:
+        name: `NHWC` or `batch-minor`; None: the backend's own.
+
+    Raises:
+        SkipError: it is the backend's own, or the backend is a CPU.
+    """
+    from tenas_jax.networks.backends import NHWC_ON_GPU, network_layout
+    from tenas_jax.networks.batch_minor import BATCH_MINOR
+    from tenas_jax.numerics import backend
+
+    own = network_layout()
+    if name is None:
+        return own
+    if backend() == "cpu":
+        raise SkipError("for GPUs and TPUs only")
+    layouts: dict[str, Layout] = {"NHWC": NHWC_ON_GPU, "batch-minor": BATCH_MINOR}
+    if layouts[name] is own:
+        raise SkipError("the usual layout here, timed above")
+    return layouts[name]
+
+
+def build_engine(problem: Problem, engine: str, layout: str | None = None) -> Work:
+    """This library: `empirical_ntk`; the mask is an argument, as in a search."""
     if engine == "neural-tangents":
         common.require("neural-tangents")
     import jax
 
     from tenas_jax.host.devices import compiler_options
     from tenas_jax.metrics.ntk import empirical_ntk
-    from tenas_jax.networks.backends import chunk_size, network_layout
+    from tenas_jax.networks.backends import chunk_size
 
-    network = SPACES[problem.space].supernet(ProxySize(NUM_CLASSES), network_layout())
+    network = SPACES[problem.space].supernet(ProxySize(NUM_CLASSES), find_layout(layout))
 
     @jax.jit
     def kernel(params: Any, images: Any, mask: Any) -> Any:
@@ -183,6 +208,33 @@ def build_torch_func(problem: Problem) -> Work:
     return lambda: reference.ntk_func(network, images, chunk).cpu().numpy()
 
 
+def build_cuda_graph(problem: Problem) -> Work:
+    """`torch.func` for all cotangents at once, recorded once and replayed by the GPU alone."""
+    network, images = torch_arguments(problem)
+    if images.device.type != "cuda":
+        raise SkipError("for CUDA GPUs only")
+    import torch
+
+    from bench import pytorch_reference as reference
+
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):  # libraries allocate and choose their kernels before the recording
+            reference.ntk_func(network, images, problem.batch)
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kernel = reference.ntk_func(network, images, problem.batch)
+
+    def work() -> np.ndarray:
+        graph.replay()
+        replayed: np.ndarray = kernel.cpu().numpy()
+        return replayed
+
+    return work
+
+
 def build_original(problem: Problem) -> Work:
     """The original itself, `get_ntk_n` with its eigenvalues."""
     common.require("torch")
@@ -205,14 +257,20 @@ def build_original(problem: Problem) -> Work:
     return work
 
 
-# Kernels are compared with the first one; slow compilers come last.
+# Kernels are compared with the first one; slow compilers come late.
 CONTESTANTS: dict[str, Callable[[Problem], Work]] = {
     "PyTorch loop": build_torch_loop,
     "original": build_original,
     "chunked": functools.partial(build_engine, engine="chunked"),
+    "neural-tangents": functools.partial(build_engine, engine="neural-tangents"),
+    **{
+        f"{engine}, {layout}": functools.partial(build_engine, engine=engine, layout=layout)
+        for layout in ("NHWC", "batch-minor")
+        for engine in ("chunked", "neural-tangents")
+    },
     "jacrev, plain Flax": functools.partial(build_jacrev, plain=True),
     "torch.func": build_torch_func,
-    "neural-tangents": functools.partial(build_engine, engine="neural-tangents"),
+    "torch.func, CUDA graph": build_cuda_graph,
     "jacrev, NHWC": functools.partial(build_jacrev, plain=False),
     "torch.compile": build_torch_compile,
 }

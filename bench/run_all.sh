@@ -16,8 +16,9 @@ run() {
         echo "bench.$name ended with code $?"
 }
 
-run 33 ntk "$@"
-run 5 linear_regions "$@"
-run 32 search "$@"
-run 14 scaling "$@"
-run 10 score "$@"
+run 31 ntk --batches 72 "$@"
+run 24 ntk --space darts --batches 14 "$@"
+run 30 search "$@"
+run 3 linear_regions "$@"
+run 5 score "$@"
+run 6 scaling "$@"

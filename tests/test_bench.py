@@ -111,6 +111,30 @@ def test_the_race_of_plain_models(tmp_path: Path) -> None:
         models.CONTESTANTS["chunked, per_sample"](interacting)
 
 
+@pytest.mark.parametrize(
+    ("backend", "timed"),
+    [("cpu", []), ("gpu", ["batch-minor"]), ("tpu", ["NHWC", "batch-minor"])],
+)
+def test_accelerators_also_time_the_layouts_that_are_not_usual_there(
+    backend: str, timed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bench import ntk
+    from tenas_jax import numerics
+    from tenas_jax.networks import backends
+    from tenas_jax.networks.batch_minor import BATCH_MINOR
+
+    monkeypatch.setattr(numerics, "backend", lambda: backend)
+    monkeypatch.setattr(backends, "backend", lambda: backend)
+    assert ntk.find_layout(None) is backends.network_layout()
+    layouts = {"NHWC": backends.NHWC_ON_GPU, "batch-minor": BATCH_MINOR}
+    for name, layout in layouts.items():
+        if name in timed:
+            assert ntk.find_layout(name) is layout
+        else:
+            with pytest.raises(common.SkipError):
+                ntk.find_layout(name)
+
+
 @pytest.mark.parametrize("space_name", common.SPACES)
 def test_pytorch_reference_has_our_kernel(reference: ModuleType, space_name: str) -> None:
     # Not at the top: the contestants' processes import this module.
