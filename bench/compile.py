@@ -32,8 +32,9 @@ from tenas_jax.host.devices import compiler_options
 from tenas_jax.searching import scorer as scoring
 from tenas_jax.searching.problem import look_up
 
-# Read by the compiler for TPUs: this machine has no TPU.
+# Read by the compiler for TPUs: this machine has no TPU, which only one process could use.
 NO_TPU = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
