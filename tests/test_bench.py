@@ -75,6 +75,7 @@ def test_the_plain_flax_network_is_ours() -> None:
 def test_plain_models_are_the_same_in_pytorch(name: str) -> None:
     torch = pytest.importorskip("torch")
     import flax.linen as nn
+    import jax
     from flax.traverse_util import flatten_dict
 
     from bench import plain_models

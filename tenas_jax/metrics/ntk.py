@@ -77,7 +77,6 @@ def empirical_ntk(
         chunk_size: cotangents per backward pass of the chunked engine. The default is 1 on a CPU,
             where more push the activations out of cache, and all of them elsewhere, which needs the
             most memory.
-            On a CPU 2 can be faster for small transformers on few samples.
         per_sample: whether each sample passes through the model alone, which needs n times less
             work. This is valid where samples do not interact: layer or group normalization, or
             batch normalization in eval mode. Where they do interact it is refused: the gradients of

@@ -14,7 +14,7 @@ NAMES = {"presets": PRESETS, "spaces": SPACES, "metrics": METRICS, "recipes": RE
 def listed(capsys, *words):
     """Names and what is said of them, by heading."""
     assert cli.main(["list", *words]) == 0
-    found = {}
+    found, heading = {}, None
     for line in capsys.readouterr().out.splitlines():
         if line.startswith("  "):
             name, text = line.split(maxsplit=1)

@@ -8,7 +8,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from tenas_jax.errors import InputError
-from tenas_jax.metrics import ntk_condition_number
+from tenas_jax.metrics import jacobian, ntk_condition_number
 from tenas_jax.metrics.jacobian import Rows, products
 from tenas_jax.metrics.ntk import REDUCTIONS, empirical_ntk
 
@@ -49,11 +49,37 @@ def test_products_of_blocks_are_those_of_the_whole(model, rows, second):
     left, right = (generator.standard_normal((n, 9), np.float32) for n in (11, 5))
 
     def rows_of(samples):
-        return Rows(lambda sample: 1 * sample, jnp.asarray(samples), 1, jnp.float32)
+        return Rows(
+            lambda sample: [1 * sample[:4], 1 * sample[4:]], jnp.asarray(samples), 1, jnp.float32
+        )
 
     columns = rows_of(right) if second else None
     actual = products(rows_of(left), columns, 9, max_bytes=rows * 9 * 4)
     np.testing.assert_allclose(actual, left @ (right if second else left).T, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [7, 8, 9, 12, 23])
+def test_products_in_blocks_of_columns(width, monkeypatch):
+    monkeypatch.setattr(jacobian, "LARGE", 8)
+    monkeypatch.setattr(jacobian, "BLOCK", 4)
+    generator = np.random.default_rng(0)
+    left, right = (generator.standard_normal((n, width), np.float32) for n in (3, 2))
+    sides = [
+        Rows(lambda sample: [1 * sample], jnp.asarray(samples), 1, jnp.float32)
+        for samples in (left, right)
+    ]
+    actual = products(*sides, width, max_bytes=None)
+    np.testing.assert_allclose(actual, left @ right.T, rtol=1e-5, atol=1e-6)
+
+
+def test_large_arrays_have_products_of_their_own(model, monkeypatch):
+    params, x, _ = model
+    expected = empirical_ntk(coupled, params, x)
+    monkeypatch.setattr(jacobian, "LARGE", 4 * 5)  # the first layer is large, the second is not
+    monkeypatch.setattr(jacobian, "BLOCK", 8)
+    jacobians, _ = jacobian.within_batch(coupled, params, x, None)
+    assert [part.size for part in jacobians(jnp.ones(3)).row(jnp.eye(11)[0])] == [5 + 15, 20]
+    np.testing.assert_allclose(empirical_ntk(coupled, params, x), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("per_sample", [False, True])

@@ -1,9 +1,13 @@
-"""Rewrite convolutions into the form that XLA runs fast inside loops and branches on a CPU.
+"""Rewrite convolutions and products into the form that XLA runs fast on a CPU.
 
 XLA's CPU compiler transposes the dimensions of convolutions for its fast library, but only at the
 top level of a program. In the body of a loop or a branch, other dimension orders run on a naive
 path; both convolutions of a backward pass have another order. A kernel of 72 images of three 5 x 5
 convolutions took 6.9 s there, and 1.1 s in this form (one core).
+
+A product over several dimensions is computed by transposing an operand first. The gradient of a
+dense layer's weights is one, over samples and tokens: 32 x 64 tokens of 64 and 256 features took
+2.9 ms, and 0.9 ms with both dimensions merged into one (one core).
 """
 
 from collections.abc import Callable
@@ -15,8 +19,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxprs_i
 from jaxtyping import Array
 
 
-def with_fast_convolutions(f: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function with convolutions in the dimension order of XLA's library.
+def in_fast_form(f: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function with convolutions and products in the forms of XLA's libraries.
 
     Args:
         f: a function of pytrees of arrays.
@@ -24,13 +28,14 @@ def with_fast_convolutions(f: Callable[..., Any]) -> Callable[..., Any]:
     Returns:
         A function with the same arguments and results, which can be transformed by `jit`, `vmap`
         and `grad`. All convolutions that `f` calls, including those in loops and branches, read
-        NHWC images and HWIO kernels; other orders are transposed before and after.
+        NHWC images and HWIO kernels; other orders are transposed before and after. Products over
+        several adjacent dimensions are products over one.
 
     Example:
         >>> def f(image, kernel):  # NCHW
         ...     return lax.conv(image, kernel, (1, 1), "VALID")
         >>> image, kernel = jax.numpy.ones((1, 2, 4, 4)), jax.numpy.ones((3, 2, 3, 3))
-        >>> bool((with_fast_convolutions(f)(image, kernel) == f(image, kernel)).all())
+        >>> bool((in_fast_form(f)(image, kernel) == f(image, kernel)).all())
         True
     """
 
@@ -52,8 +57,8 @@ def _evaluate(closed: ClosedJaxpr, args: list[Any]) -> list[Any]:
 
     for eqn in jaxpr.eqns:
         operands = [read(atom) for atom in eqn.invars]
-        if eqn.primitive.name == "conv_general_dilated":
-            outputs = [_convolution(eqn, *operands)]
+        if eqn.primitive.name in REWRITES:
+            outputs = [REWRITES[eqn.primitive.name](eqn, *operands)]
         else:
             params = {name: _rewritten(value) for name, value in eqn.params.items()}
             result = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(params))
@@ -66,18 +71,17 @@ def _rewritten(value: Any) -> Any:
     """Rewrite the jaxprs in a parameter of an equation."""
     if isinstance(value, tuple | list):
         return type(value)(map(_rewritten, value)) if type(value) in (tuple, list) else value
-    if isinstance(value, ClosedJaxpr) and _has_convolution(value.jaxpr):
+    if isinstance(value, ClosedJaxpr) and _has_rewrites(value.jaxpr):
         shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in value.in_avals]
         return jax.make_jaxpr(lambda *args: _evaluate(value, list(args)))(*shapes)
-    if isinstance(value, Jaxpr) and _has_convolution(value):  # in JAX 0.12 both types are one
+    if isinstance(value, Jaxpr) and _has_rewrites(value):  # in JAX 0.12 both types are one
         return _rewritten(ClosedJaxpr(value, ())).jaxpr
     return value
 
 
-def _has_convolution(jaxpr: Jaxpr) -> bool:
+def _has_rewrites(jaxpr: Jaxpr) -> bool:
     return any(
-        eqn.primitive.name == "conv_general_dilated"
-        or any(map(_has_convolution, jaxprs_in_params(eqn.params)))
+        eqn.primitive.name in REWRITES or any(map(_has_rewrites, jaxprs_in_params(eqn.params)))
         for eqn in jaxpr.eqns
     )
 
@@ -99,3 +103,30 @@ def _convolution(eqn: JaxprEqn, lhs: Array, rhs: Array) -> Array:
         order[axis] = source
     transposed: Array = result.transpose(order)
     return transposed
+
+
+def _product(eqn: JaxprEqn, lhs: Array, rhs: Array) -> Array:
+    """A product over one dimension, if those of each operand are adjacent and in the same order."""
+    (left, right), batch = eqn.params["dimension_numbers"]
+    pairs = sorted(zip(left, right, strict=True))
+    count = len(pairs)
+    adjacent = [(pairs[0][0] + i, pairs[0][1] + i) for i in range(count)] if pairs else []
+    params = dict(eqn.params)
+    if count > 1 and pairs == adjacent:
+        (first, second), after = pairs[0], count - 1
+
+        def moved(dimensions: tuple[int, ...], start: int) -> tuple[int, ...]:
+            return tuple(i - after if i > start else i for i in dimensions)
+
+        batch = moved(batch[0], first), moved(batch[1], second)
+        params["dimension_numbers"] = (((first,), (second,)), batch)
+        lhs, rhs = (
+            lax.collapse(lhs, first, first + count),
+            lax.collapse(rhs, second, second + count),
+        )
+    result: Array = eqn.primitive.bind(lhs, rhs, **params)
+    return result
+
+
+REWRITES = {"conv_general_dilated": _convolution, "dot_general": _product}
+"""By the name of a primitive: the same from its equation and operands."""

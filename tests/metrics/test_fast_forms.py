@@ -1,4 +1,4 @@
-"""Convolutions in the form that is fast in loops compute what they computed before."""
+"""Convolutions and products in the form that is fast on a CPU compute what they computed before."""
 
 import flax.linen as nn
 import jax
@@ -9,7 +9,7 @@ from jax import lax
 from jax.extend.core import jaxprs_in_params
 from jax.flatten_util import ravel_pytree
 
-from tenas_jax.metrics.convolutions import with_fast_convolutions
+from tenas_jax.metrics.fast_forms import in_fast_form
 
 
 class Network(nn.Module):
@@ -61,7 +61,7 @@ def test_backward_passes_in_a_loop_and_a_branch_are_the_same(model):
 
         return lax.map(row, jnp.eye(len(x)))
 
-    fast = with_fast_convolutions(gradients)
+    fast = in_fast_form(gradients)
     expected, actual = jax.jit(gradients)(params, x), jax.jit(fast)(params, x)
     assert np.abs(expected[1:]).max() > 0
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
@@ -80,13 +80,74 @@ def test_other_orders_of_dimensions_are_the_same():
         def f(x, kernel, numbers=numbers):
             return lax.conv_general_dilated(x, kernel, (1, 2), "SAME", dimension_numbers=numbers)
 
-        actual = with_fast_convolutions(f)(left, right)
+        actual = in_fast_form(f)(left, right)
         np.testing.assert_allclose(actual, f(left, right), rtol=1e-5, atol=1e-6)
+
+
+def contractions(jaxpr):
+    """The dimensions of both operands that each product of a program sums over."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            yield eqn.params["dimension_numbers"][0]
+        for inner in jaxprs_in_params(eqn.params):
+            yield from contractions(inner)
+
+
+@pytest.mark.parametrize(
+    ("contracted", "batch", "merged"),
+    [
+        (((1, 2), (0, 1)), ((), ()), ((1,), (0,))),
+        (((2, 1), (1, 0)), ((), ()), ((1,), (0,))),
+        (((2, 3), (1, 2)), ((1, 0), (0, 3)), ((2,), (1,))),
+        (((0, 1, 2), (3, 0, 1)), ((), ()), None),  # not in the same order
+        (((1, 3), (0, 2)), ((), ()), None),  # not adjacent
+        (((), ()), ((), ()), None),
+    ],
+)
+def test_products_over_adjacent_dimensions_are_over_one(contracted, batch, merged):
+    sizes = {"left": [0] * 4, "right": [0] * 4}
+    pairs = [*zip(*contracted, strict=True), *zip(*batch, strict=True)]
+    for size, (i, j) in enumerate(pairs, start=2):
+        sizes["left"][i] = sizes["right"][j] = size
+    keys = jax.random.split(jax.random.key(0))
+    left, right = (
+        jax.random.normal(key, [size or 6 for size in each])
+        for key, each in zip(keys, sizes.values(), strict=True)
+    )
+
+    def f(left, right):
+        return lax.dot_general(left, right, (contracted, batch))
+
+    actual, expected = in_fast_form(f)(left, right), f(left, right)
+    assert actual.shape == expected.shape
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+    (found,) = contractions(jax.make_jaxpr(in_fast_form(f))(left, right).jaxpr)
+    assert found == (merged or contracted)
+
+
+def test_gradients_of_dense_layers_over_tokens_are_products_over_one_dimension():
+    layer, x = nn.Dense(5), jax.random.normal(jax.random.key(0), (2, 3, 4))
+    params = layer.init(jax.random.key(1), x)
+
+    def gradients(params, scales):
+        def gradient(scale):
+            return jax.grad(lambda params: (scale * layer.apply(params, x)).sum())(params)
+
+        return lax.map(gradient, scales)
+
+    fast, scales = in_fast_form(gradients), jnp.array([1.0, 2.0])
+    jax.tree.map(
+        lambda left, right: np.testing.assert_allclose(left, right, rtol=1e-5),
+        fast(params, scales),
+        gradients(params, scales),
+    )
+    program = jax.make_jaxpr(fast)(params, scales).jaxpr
+    assert all(len(left) == len(right) == 1 for left, right in contractions(program))
 
 
 def test_it_can_be_transformed(model):
     logits, params, x = model
-    fast = with_fast_convolutions(logits)
+    fast = in_fast_form(logits)
     batches = jnp.stack([x, 2 * x])
     expected = jax.vmap(logits, (None, 0))(params, batches)
     np.testing.assert_allclose(
