@@ -104,6 +104,19 @@ def chunk_size(n: int, *, single_path: bool = False, rolled: bool = False) -> in
     return math.gcd(n, 4 if single_path else 2)
 
 
+def batches_at_once(n: int) -> int | None:
+    """Number of the n batches of a region network's samples that are computed at once.
+
+    Returns:
+        On a CPU None: one after the other, without a copy. On an accelerator n, because its kernels
+        take about as long for all as for one.
+
+    Example:
+        >>> batches_at_once(3)  # on a CPU
+    """
+    return None if backend() == "cpu" else n
+
+
 def rows_per_call(*, single_path: bool) -> int:
     """Number of rows that a device measures per call, one after the other.
 

@@ -25,6 +25,7 @@ from tenas_jax.metrics.jacobian import default_chunk_size
 from tenas_jax.metrics.ntk import empirical_ntk
 from tenas_jax.metrics.registry import Metric
 from tenas_jax.networks.backends import (
+    batches_at_once,
     chunk_size,
     cuts_by_products,
     network_layout,
@@ -257,7 +258,7 @@ class SupernetDraw(Draw):
             return _patterns_and_counts(problem.space, network, params, batch, self._mask)[0]
 
         batches = patches.reshape(regions.batches, regions.batch_size, *patches.shape[1:])
-        pooled: Array = lax.map(patterns, batches)
+        pooled: Array = lax.map(patterns, batches, batch_size=batches_at_once(regions.batches))
         return pooled.reshape(-1, pooled.shape[-1])
 
     def features(self) -> list[Float[Array, "n h w channels"]]:

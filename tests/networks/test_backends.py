@@ -6,6 +6,7 @@ import pytest
 from tenas_jax.host.devices import traced_for
 from tenas_jax.networks.backends import (
     NHWC_ON_GPU,
+    batches_at_once,
     chunk_size,
     cuts_by_products,
     network_layout,
@@ -23,6 +24,7 @@ def test_the_layout_is_that_of_the_backend(backend, layout, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     assert network_layout() == layout
     assert rows_per_call(single_path=False) == (1 if backend == "cpu" else 16)
+    assert batches_at_once(3) == (None if backend == "cpu" else 3)
     assert cuts_by_products() == (backend == "tpu")
 
 
