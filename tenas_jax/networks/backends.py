@@ -2,12 +2,12 @@
 
 - A CPU uses the batch-minor layout, whose passes stay in cache, and few cotangents at once. It
   skips pruned operators.
-- A GPU uses NHWC, all cotangents and samples at once and no loops over edges: kernel launches dominate, and
+- A GPU uses NHWC, all cotangents at once and no loops over edges: kernel launches dominate, and
   each branch that depends on a mask makes the host wait for the device. Pruned operators are
   multiplied by zero, also in single paths. Kernel and regions keep only three branches: two skip a
   whole row, if it pads a batch, and if no image reaches the output; the third counts regions whose
   hashes collide. Other metrics of single paths branch on any backend, because some depend on which
-  operators are computed.
+  operators are computed. All batches of samples for the regions are computed at once.
 - A TPU multiplies matrices: convolutions are products with banded matrices, without loops, and few
   cotangents at once stay on the chip. Pruned operators are multiplied by zero; single paths skip
   them.
