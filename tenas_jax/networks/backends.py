@@ -7,10 +7,11 @@
   multiplied by zero, also in single paths. Kernel and regions keep only three branches: two skip a
   whole row, if it pads a batch, and if no image reaches the output; the third counts regions whose
   hashes collide. Other metrics of single paths branch on any backend, because some depend on which
-  operators are computed. All batches of samples for the regions are computed at once.
+  operators are computed.
 - A TPU multiplies matrices: convolutions are products with banded matrices, without loops, and few
   cotangents at once stay on the chip. Pruned operators are multiplied by zero; single paths skip
   them.
+- On both, all batches of samples for the regions are computed at once.
 
 The backend is that of `tenas_jax.numerics.backend`. The measurements are in `docs/accelerators.md`.
 """
