@@ -57,8 +57,8 @@ def _evaluate(closed: ClosedJaxpr, args: list[Any]) -> list[Any]:
 
     for eqn in jaxpr.eqns:
         operands = [read(atom) for atom in eqn.invars]
-        if eqn.primitive.name in REWRITES:
-            outputs = [REWRITES[eqn.primitive.name](eqn, *operands)]
+        if rewrite := _rewrite(eqn):
+            outputs = [rewrite(eqn, *operands)]
         else:
             params = {name: _rewritten(value) for name, value in eqn.params.items()}
             result = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(params))
@@ -67,22 +67,28 @@ def _evaluate(closed: ClosedJaxpr, args: list[Any]) -> list[Any]:
     return [read(atom) for atom in jaxpr.outvars]
 
 
+def _rewrite(eqn: JaxprEqn) -> Callable[..., Array] | None:
+    """The function of an equation and its operands that computes it in the fast form, if any."""
+    if eqn.primitive.name == "conv_general_dilated":
+        return _convolution
+    return _product if eqn.primitive.name == "dot_general" and _sums_adjacent(eqn) else None
+
+
 def _rewritten(value: Any) -> Any:
     """Rewrite the jaxprs in a parameter of an equation."""
     if isinstance(value, tuple | list):
         return type(value)(map(_rewritten, value)) if type(value) in (tuple, list) else value
-    if isinstance(value, ClosedJaxpr) and _has_rewrites(value.jaxpr):
+    if isinstance(value, ClosedJaxpr) and _is_rewritten(value.jaxpr):
         shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in value.in_avals]
         return jax.make_jaxpr(lambda *args: _evaluate(value, list(args)))(*shapes)
-    if isinstance(value, Jaxpr) and _has_rewrites(value):  # in JAX 0.12 both types are one
+    if isinstance(value, Jaxpr) and _is_rewritten(value):  # in JAX 0.12 both types are one
         return _rewritten(ClosedJaxpr(value, ())).jaxpr
     return value
 
 
-def _has_rewrites(jaxpr: Jaxpr) -> bool:
+def _is_rewritten(jaxpr: Jaxpr) -> bool:
     return any(
-        eqn.primitive.name in REWRITES or any(map(_has_rewrites, jaxprs_in_params(eqn.params)))
-        for eqn in jaxpr.eqns
+        _rewrite(eqn) or any(map(_is_rewritten, jaxprs_in_params(eqn.params))) for eqn in jaxpr.eqns
     )
 
 
@@ -106,27 +112,24 @@ def _convolution(eqn: JaxprEqn, lhs: Array, rhs: Array) -> Array:
 
 
 def _product(eqn: JaxprEqn, lhs: Array, rhs: Array) -> Array:
-    """A product over one dimension, if those of each operand are adjacent and in the same order."""
+    """A product over one dimension instead of several adjacent ones."""
     (left, right), batch = eqn.params["dimension_numbers"]
-    pairs = sorted(zip(left, right, strict=True))
-    count = len(pairs)
-    adjacent = [(pairs[0][0] + i, pairs[0][1] + i) for i in range(count)] if pairs else []
+    first, second, count = min(left), min(right), len(left)
+
+    def moved(dimensions: tuple[int, ...], start: int) -> tuple[int, ...]:
+        return tuple(i - (count - 1) if i > start else i for i in dimensions)
+
     params = dict(eqn.params)
-    if count > 1 and pairs == adjacent:
-        (first, second), after = pairs[0], count - 1
-
-        def moved(dimensions: tuple[int, ...], start: int) -> tuple[int, ...]:
-            return tuple(i - after if i > start else i for i in dimensions)
-
-        batch = moved(batch[0], first), moved(batch[1], second)
-        params["dimension_numbers"] = (((first,), (second,)), batch)
-        lhs, rhs = (
-            lax.collapse(lhs, first, first + count),
-            lax.collapse(rhs, second, second + count),
-        )
-    result: Array = eqn.primitive.bind(lhs, rhs, **params)
+    batch = moved(batch[0], first), moved(batch[1], second)
+    params["dimension_numbers"] = (((first,), (second,)), batch)
+    result: Array = eqn.primitive.bind(
+        lax.collapse(lhs, first, first + count), lax.collapse(rhs, second, second + count), **params
+    )
     return result
 
 
-REWRITES = {"conv_general_dilated": _convolution, "dot_general": _product}
-"""By the name of a primitive: the same from its equation and operands."""
+def _sums_adjacent(eqn: JaxprEqn) -> bool:
+    """Whether a product sums over several adjacent dimensions, in one order in both operands."""
+    pairs = sorted(zip(*eqn.params["dimension_numbers"][0], strict=True))
+    adjacent = [(pairs[0][0] + i, pairs[0][1] + i) for i in range(len(pairs))] if pairs else []
+    return len(pairs) > 1 and pairs == adjacent

@@ -12,7 +12,7 @@ import pytest
 from tenas_jax.networks import batch_minor
 from tenas_jax.networks.banded import BANDED
 from tenas_jax.networks.batch_minor import BATCH_MINOR
-from tenas_jax.networks.layouts import NHWC
+from tenas_jax.networks.layouts import NHWC, block_diagonal
 
 LAYOUTS = {"nhwc": NHWC, "batch_minor": BATCH_MINOR, "banded": BANDED}
 TOLERANCES = {"float64": 1e-10, "float32": 1e-4}
@@ -200,6 +200,19 @@ def test_a_backward_pass_is_traced_once_per_shape(monkeypatch):
 
     jax.make_jaxpr(jax.grad(loss))(a["x"])
     assert len(traced) == 1
+
+
+def test_gradients_of_block_diagonal_kernels_have_few_dimensions():
+    """XLA's library for CPUs crashes in some of seven."""
+    groups, many = 4, 14
+    kernel = jnp.ones((5, 5, 1, groups))
+    _, pullback = jax.vjp(lambda kernel: block_diagonal(kernel, groups), kernel)
+    gradients = jax.vmap(lambda cotangent: pullback(cotangent)[0])
+    cotangents = jax.random.normal(jax.random.key(0), (many, 5, 5, groups, groups))
+    expected = jnp.diagonal(cotangents, axis1=3, axis2=4)[:, :, :, None]
+    np.testing.assert_array_equal(gradients(cotangents), expected)
+    program = jax.make_jaxpr(gradients)(cotangents).jaxpr
+    assert max(v.aval.ndim for eqn in program.eqns for v in [*eqn.invars, *eqn.outvars]) == 6
 
 
 @pytest.mark.parametrize("case", CASES)
