@@ -116,7 +116,7 @@ def build_engine(problem: Problem, engine: str, layout: str | None = None) -> Wo
         def logits(params: Any, images: Any) -> Any:
             return network.apply({"params": params}, images, mask)
 
-        chunk = chunk_size(problem.batch, rolled=getattr(network, "rolled", False))
+        chunk = chunk_size(problem.batch, rolled=network.rolled)
         return empirical_ntk(logits, params, images, engine=engine, chunk_size=chunk)
 
     arguments = jax_arguments(problem)

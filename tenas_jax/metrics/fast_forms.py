@@ -11,6 +11,7 @@ dense layer's weights is one, over samples and tokens: 32 x 64 tokens of 64 and 
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -131,5 +132,4 @@ def _product(eqn: JaxprEqn, lhs: Array, rhs: Array) -> Array:
 def _sums_adjacent(eqn: JaxprEqn) -> bool:
     """Whether a product sums over several adjacent dimensions, in one order in both operands."""
     pairs = sorted(zip(*eqn.params["dimension_numbers"][0], strict=True))
-    adjacent = [(pairs[0][0] + i, pairs[0][1] + i) for i in range(len(pairs))] if pairs else []
-    return len(pairs) > 1 and pairs == adjacent
+    return len(pairs) > 1 and all((i + 1, j + 1) == after for (i, j), after in pairwise(pairs))

@@ -47,7 +47,7 @@ class Rows(NamedTuple):
             )
             return parts
 
-        # In a loop XLA's CPU compiler would use its naive path for backward passes.
+        # XLA's CPU compiler would use slower paths for backward passes.
         parts = (in_fast_form(rows) if backend() == "cpu" else rows)(samples)
         return [part.astype(at_least_single(self.dtype)) for part in parts]
 
@@ -213,8 +213,7 @@ def _product(
     left: list[Float[Array, "n _"]], right: list[Float[Array, "m _"]]
 ) -> Float[Array, "n m"]:
     """The products of rows in parts."""
-    products = map(_product_of_part, left, right)
-    return functools.reduce(jnp.add, products)
+    return functools.reduce(jnp.add, map(_product_of_part, left, right))
 
 
 def _product_of_part(
@@ -224,8 +223,8 @@ def _product_of_part(
 
     A CPU took 73 ms for 32 rows of 800,000 columns at once, 25 ms in blocks.
     """
-    blocks, rest = divmod(left.shape[1], BLOCK)
-    if backend() != "cpu" or left.shape[1] < LARGE:
+    width = left.shape[1]
+    if backend() != "cpu" or width < LARGE:
         return jnp.matmul(left, right.T, precision=PRECISION)
 
     def with_block(i: Array, kernel: Array) -> Array:
@@ -233,7 +232,8 @@ def _product_of_part(
         product: Array = jnp.matmul(columns[0], columns[1].T, precision=PRECISION)
         return kernel + product
 
-    end = left.shape[1] - rest
+    blocks = width // BLOCK
+    end = blocks * BLOCK
     kernel = jnp.matmul(left[:, end:], right[:, end:].T, precision=PRECISION)
     total: Array = lax.fori_loop(0, blocks, with_block, kernel)
     return total

@@ -109,8 +109,7 @@ def batches_at_once(n: int) -> int | None:
     """Number of the n batches of a region network's samples that are computed at once.
 
     Returns:
-        On a CPU None: one after the other, without a copy. On an accelerator n, because its kernels
-        take about as long for all as for one.
+        On a CPU None: one after the other. On an accelerator n, for fewer kernels.
 
     Example:
         >>> batches_at_once(3)  # on a CPU
